@@ -1,0 +1,1 @@
+"""The schema of the configuration and the commented default files."""

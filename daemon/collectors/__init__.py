@@ -1,0 +1,1 @@
+"""Collectors: they turn files, journals and packets into batches of events."""

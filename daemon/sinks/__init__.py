@@ -1,0 +1,1 @@
+"""The shipper and its sinks."""

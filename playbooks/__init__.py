@@ -1,0 +1,1 @@
+"""The response engine and the shipped playbooks."""
