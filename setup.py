@@ -9,6 +9,8 @@ HOT = {
     "gatewatch.daemon.collectors.parsers.scan": "daemon/collectors/parsers/scan.py",
 }
 
+DIRECTIVES = {"language_level": 3, "boundscheck": False, "wraparound": False, "cdivision": True}
+
 
 def extensions() -> list[Extension]:
     try:
@@ -18,7 +20,7 @@ def extensions() -> list[Extension]:
         return []
     return cythonize(
         [Extension(name, [path], optional=True, extra_compile_args=["-O3"]) for name, path in HOT.items()],
-        compiler_directives={"language_level": 3, "boundscheck": False, "wraparound": False, "cdivision": True},
+        compiler_directives=DIRECTIVES,
         build_dir="build/cython",
     )
 

@@ -1,13 +1,13 @@
 """Every error that Gatewatch raises on purpose.
 
-    GatewatchError                  one line for the user: what is wrong, where, what to do
-    ├── UsageError          exit 2  a wrong option, or options that do not fit together
-    ├── ConfigError         exit 2  a configuration, playbook or rails file: names file, line or key
-    ├── InputError          exit 1  a log or capture that cannot be read: names file and offset
-    ├── PrivilegeError      exit 1  the operation needs a privilege that this process lacks
-    ├── StoreError          exit 1  the SQLite store
-    └── EnforcerError       exit 1  the enforcer could not be reached, or the kernel refused
-        └── RefusedError    exit 1  the enforcer refused: names the rail or the missing authority
+GatewatchError                  one line for the user: what is wrong, where, what to do
+├── UsageError          exit 2  a wrong option, or options that do not fit together
+├── ConfigError         exit 2  a configuration, playbook or rails file: names file, line or key
+├── InputError          exit 1  a log or capture that cannot be read: names file and offset
+├── PrivilegeError      exit 1  the operation needs a privilege that this process lacks
+├── StoreError          exit 1  the SQLite store
+└── EnforcerError       exit 1  the enforcer could not be reached, or the kernel refused
+    └── RefusedError    exit 1  the enforcer refused: names the rail or the missing authority
 """
 
 from __future__ import annotations

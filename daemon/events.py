@@ -1,10 +1,11 @@
-"""The columns that collectors hand to detectors: `AuthBatch`, `FlowBatch`, and how addresses, text and time are held.
+"""The columns that collectors hand to detectors, and how addresses, text and time are held in them.
 
 Every column of a batch is a NumPy array of the same first dimension n. A batch is never changed after it
 was made. Detectors see nothing of a log or a packet but these columns.
 
 Addresses are 128-bit numbers as `uint64[n, 2]` (high, low) with a family column (`uint8`: 0 unknown, 4, 6).
-An IPv4 address is (0, address); an IPv4-mapped IPv6 address is turned into IPv4. Prefixes are taken per family.
+An IPv4 address is (0, address); an IPv4-mapped IPv6 address is turned into IPv4. Prefixes are taken
+per family.
 
 Text (user, service, path, ...) is a keyed 64-bit hash for state (`uint64[n]`, 0 = absent) and a span
 (`int32[n, 2]`, start and end) into the batch's `text` for people. No string is made for an event that nobody
@@ -111,47 +112,51 @@ def address_columns(text: str) -> tuple[int, int, int]:
 
 
 class _Columns:
-    """What both batches share: length, slicing and concatenation over whatever columns the dataclass names."""
+    """What both batches share: slicing and concatenation over whatever columns the dataclass names."""
 
     __slots__ = ()
 
+    time_ns: I64
+    text: bytes
+    spans: I32
+
     @classmethod
     def _columns(cls) -> list[str]:
-        return [f.name for f in fields(cls) if f.name not in ("text", "spans")]  # type: ignore[arg-type]
+        made: Any = cls
+        return [f.name for f in fields(made) if f.name != "text"]
 
     def __len__(self) -> int:
-        return len(self.time_ns)  # type: ignore[attr-defined,no-any-return]
+        return len(self.time_ns)
 
     def take(self, index: slice | NDArray[Any]) -> Self:
         """The rows that `index` (a slice, an index array or a mask) selects, with the same text."""
-        made = {name: getattr(self, name)[index] for name in self._columns()}
-        return type(self)(**made, text=self.text, spans=self.spans[index])  # type: ignore[attr-defined]
+        made: Any = type(self)
+        chosen: Self = made(**{n: getattr(self, n)[index] for n in self._columns()}, text=self.text)
+        return chosen
 
     @classmethod
     def concatenate(cls, batches: Sequence[Self]) -> Self:
-        """All rows in order; texts are joined and spans moved."""
+        """All rows in order; texts are joined and spans moved.
+
+        Raises ValueError where `batches` is empty.
+        """
+        if not batches:
+            raise ValueError("nothing to concatenate")
         if len(batches) == 1:
             return batches[0]
-        if not batches:
-            return cls.empty()
-        made = {n: np.concatenate([getattr(b, n) for b in batches]) for n in cls._columns()}
+        columns = {n: np.concatenate([getattr(b, n) for b in batches]) for n in cls._columns()}
         spans, at = [], 0
         for batch in batches:
-            own: I32 = batch.spans  # type: ignore[attr-defined]
-            spans.append(np.where(own < 0, own, own + np.int32(at)))
-            at += len(batch.text)  # type: ignore[attr-defined]
-        text = b"".join(b.text for b in batches)  # type: ignore[attr-defined]
-        return cls(**made, text=text, spans=np.concatenate(spans))
-
-    @classmethod
-    def empty(cls) -> Self:
-        raise NotImplementedError
+            spans.append(np.where(batch.spans < 0, batch.spans, batch.spans + np.int32(at)))
+            at += len(batch.text)
+        columns["spans"] = np.concatenate(spans)
+        made: Any = cls
+        joined: Self = made(**columns, text=b"".join(b.text for b in batches))
+        return joined
 
     def _text(self, row: int, column: int) -> str:
-        start, end = self.spans[row, column].tolist()  # type: ignore[attr-defined]
-        if start < 0:
-            return ""
-        return self.text[start:end].decode("utf-8", "backslashreplace")  # type: ignore[attr-defined,no-any-return]
+        start, end = self.spans[row, column].tolist()
+        return "" if start < 0 else self.text[start:end].decode("utf-8", "backslashreplace")
 
 
 AUTH_TEXTS = ("raw", "user", "service", "method", "key", "host", "path")
@@ -209,7 +214,7 @@ class AuthBatch(_Columns):
         )
 
     def text_of(self, row: int, column: str) -> str:
-        """The text of one of `AUTH_TEXTS` in one row; `""` where it is absent. Bytes that are no UTF-8 are escaped."""
+        """The text of one of `AUTH_TEXTS` in one row, `""` where absent; bytes that are no UTF-8 are escaped."""
         return self._text(row, AUTH_TEXTS.index(column))
 
     def source_of(self, row: int) -> str:

@@ -21,7 +21,7 @@ MOST_LISTED = 32
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One conclusion. A later finding with the same `id` replaces it: the same campaign, with larger figures."""
+    """One conclusion. A later finding with the same `id` replaces it: the same campaign, grown."""
 
     id: str
     detector: str
@@ -43,7 +43,7 @@ class Finding:
     lines: tuple[int, ...] = ()  # line or frame numbers that it rests on, the first MOST_LISTED
     samples: tuple[str, ...] = ()  # raw lines as read; whoever shows them makes control characters harmless
     provenance: int = 0  # the least trusted of what it rests on
-    blockable: tuple[str, ...] = ()  # those of `sources` whose peer is the client, and that no forger could have made up
+    blockable: tuple[str, ...] = ()  # those of `sources` that are their own peer and that no forger made up
 
 
 def finding_id(detector: str, entity: str, *trigger: int | str) -> str:
@@ -69,7 +69,7 @@ class Detector(Protocol[Input]):
     def update(self, batch: Input, /) -> list[Finding]: ...
 
     def save(self) -> dict[str, Any]:
-        """Everything that `load` needs, as NumPy arrays and msgpack-able values; what the caller does to it later is its own."""
+        """Everything that `load` needs, as copies: NumPy arrays, numbers, text, bytes, lists, dictionaries."""
         ...
 
     def load(self, state: dict[str, Any], /) -> None: ...
