@@ -16,6 +16,7 @@ Time is int64 nanoseconds since 1970-01-01T00:00:00Z.
 
 from __future__ import annotations
 
+import datetime
 import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -86,6 +87,16 @@ class Direction(IntEnum):
     INGRESS = 1
     EGRESS = 2
     LOCAL = 3
+
+
+def rfc3339(time_ns: int) -> str:
+    """`2026-11-24T08:00:00.25Z`: UTC, with no more digits of the second than the time has."""
+    seconds, fraction = divmod(time_ns, NS_PER_S)
+    try:
+        text = datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        return f"@{seconds}"
+    return f"{text}.{fraction:09d}".rstrip("0").rstrip(".") + "Z" if fraction else text + "Z"
 
 
 def address_text(family: int, high: int, low: int) -> str:
@@ -214,7 +225,7 @@ class AuthBatch(_Columns):
         )
 
     def text_of(self, row: int, column: str) -> str:
-        """The text of one of `AUTH_TEXTS` in one row, `""` where absent; bytes that are no UTF-8 are escaped."""
+        """The text of one of `AUTH_TEXTS` in one row, `""` where absent; what is no UTF-8 is escaped."""
         return self._text(row, AUTH_TEXTS.index(column))
 
     def source_of(self, row: int) -> str:
