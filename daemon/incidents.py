@@ -1,0 +1,310 @@
+"""Incidents: findings that belong together, with a priority and an explanation.
+
+`Correlator` is a pure function of the findings that it is given, in their order: no clock, no input or output.
+Findings join an incident when they share a source network (or, for outgoing traffic, a destination) and the
+last finding that joined it was raised less than the gap before: the moment at which a finding was raised does
+not depend on how its events were divided into batches. An incident grows; its id comes from its first finding.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..detectors.finding import Finding, finding_id
+from .events import NS_PER_S, rfc3339
+
+PRIORITIES = ("critical", "high", "medium", "low", "info")
+CRITICALITY = {"critical": 1.25, "high": 1.1, "normal": 1.0}
+MOST_FINDINGS = 64
+"""The most findings that one incident holds; the strongest and the newest stay."""
+
+TITLES = {
+    "brute_force": "Password guessing",
+    "password_spray": "Password spraying",
+    "account_compromise": "Account compromised: login succeeded after guessing",
+    "off_allowlist_ingress": "Connection from outside the allow-list",
+    "off_allowlist_egress": "Connection to an address off the allow-list",
+    "port_scan": "Port scan",
+    "host_sweep": "Host sweep",
+}
+MOST_JOINED_KEYS = 4096
+"""The most join keys of one incident: a botnet's incident cannot grow without bound."""
+
+
+def priority_of(severity: int, confidence: float, criticality: float = 1.0) -> str:
+    """One of PRIORITIES from the harm (0 to 100), how sure it is (0 to 1) and what it is aimed at."""
+    score = severity * confidence * criticality
+    for name, least in zip(PRIORITIES, (80, 60, 36, 15), strict=False):
+        if score >= least:
+            return name
+    return "info"
+
+
+def join_keys(finding: Finding) -> list[str]:
+    """What a finding can be joined by. Outgoing traffic is joined by where it goes: its source is ourselves."""
+    keys = [f"{finding.entity_type} {finding.entity}"]
+    if finding.entity_type != "destination":
+        keys += [f"source {network_text(s)}" for s in finding.sources]
+    return list(dict.fromkeys(keys))
+
+
+def network_text(source: str) -> str:
+    """The network by which sources are the same: an IPv4 address, an IPv6 /64."""
+    try:
+        network = ipaddress.ip_network(source, strict=False)
+    except ValueError:
+        return source
+    if isinstance(network, ipaddress.IPv6Network) and network.prefixlen > 64:
+        return str(network.supernet(new_prefix=64))
+    return str(network) if network.num_addresses > 1 else str(network.network_address)
+
+
+@dataclass(slots=True)
+class Incident:
+    """One incident and all that explains it. `revision` counts what was told to the sinks."""
+
+    id: str
+    findings: dict[str, Finding] = field(default_factory=dict)
+    keys: set[str] = field(default_factory=set)
+    criticality: float = 1.0
+    revision: int = 0
+    told: tuple[str, str, int, int] = ("", "", 0, 0)  # kind, priority, findings, weight at the last revision
+
+    @property
+    def lead(self) -> Finding:
+        """The finding that names the incident: the gravest, then the surest, then the first."""
+        return max(self.findings.values(), key=lambda f: (f.severity, f.confidence, -f.time_ns, f.id))
+
+    @property
+    def start_ns(self) -> int:
+        return min(f.start_ns for f in self.findings.values())
+
+    @property
+    def end_ns(self) -> int:
+        return max(f.end_ns for f in self.findings.values())
+
+    @property
+    def raised_ns(self) -> int:
+        """When the newest of its findings was raised."""
+        return max(f.time_ns for f in self.findings.values())
+
+    @property
+    def priority(self) -> str:
+        lead = self.lead
+        return priority_of(lead.severity, lead.confidence, self.criticality)
+
+    @property
+    def weight(self) -> int:
+        """How much evidence there is: the largest whole number among the figures of each finding, added up."""
+        return sum(
+            max((v for v in f.figures.values() if isinstance(v, int)), default=1)
+            for f in self.findings.values()
+        )
+
+    def together(self, name: str) -> list[str]:
+        """What the findings list under `sources`, `users`, `targets` or `blockable`, each once."""
+        return sorted({text for f in self.findings.values() for text in getattr(f, name)})
+
+    def title(self) -> str:
+        lead = self.lead
+        sources, users, targets = (self.together(n) for n in ("sources", "users", "targets"))
+        what = TITLES.get(lead.kind, lead.kind.replace("_", " ").capitalize())
+        parts = [what]
+        if users and lead.kind == "account_compromise":
+            parts.append(f"of {listed(lead.users or tuple(users))}")
+        if sources:
+            parts.append(f"from {listed(sources)}")
+        if targets:
+            parts.append(
+                f"to {listed(targets)}" if lead.entity_type == "destination" else f"at {listed(targets)}"
+            )
+        return " ".join(parts)
+
+    def document(self) -> dict[str, Any]:
+        """The incident as users and sinks see it; times in RFC 3339."""
+        lead = self.lead
+        return {
+            "id": self.id,
+            "revision": self.revision,
+            "kind": lead.kind,
+            "priority": self.priority,
+            "severity": lead.severity,
+            "confidence": round(lead.confidence, 3),
+            "title": self.title(),
+            "start": rfc3339(self.start_ns),
+            "end": rfc3339(self.end_ns),
+            "sources": self.together("sources"),
+            "users": self.together("users"),
+            "targets": self.together("targets"),
+            "blockable": self.together("blockable"),
+            "techniques": self.together("techniques"),
+            "findings": [
+                finding_document(f) for f in sorted(self.findings.values(), key=lambda f: (f.time_ns, f.id))
+            ],
+        }
+
+    def state(self) -> dict[str, Any]:
+        """What `from_state` needs to go on after a restart."""
+        return {
+            "id": self.id,
+            "revision": self.revision,
+            "criticality": self.criticality,
+            "keys": sorted(self.keys),
+            "told": list(self.told),
+            "findings": [finding_state(f) for f in self.findings.values()],
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Incident:
+        findings = [finding_from_state(f) for f in state["findings"]]
+        return cls(
+            id=state["id"],
+            findings={f.id: f for f in findings},
+            keys=set(state["keys"]),
+            criticality=state["criticality"],
+            revision=state["revision"],
+            told=(state["told"][0], state["told"][1], state["told"][2], state["told"][3]),
+        )
+
+
+def listed(names: Iterable[str], most: int = 2) -> str:
+    """`a, b and 3 more`."""
+    all_names = list(names)
+    shown = ", ".join(all_names[:most])
+    return shown if len(all_names) <= most else f"{shown} and {len(all_names) - most} more"
+
+
+TUPLES = ("sources", "users", "targets", "techniques", "lines", "samples", "blockable")
+
+
+def finding_state(finding: Finding) -> dict[str, Any]:
+    """A finding as plain values (JSON)."""
+    made = {name: getattr(finding, name) for name in Finding.__slots__}
+    return made | {name: list(made[name]) for name in TUPLES}
+
+
+def finding_from_state(state: Mapping[str, Any]) -> Finding:
+    return Finding(**{**state, **{name: tuple(state[name]) for name in TUPLES}})
+
+
+def finding_document(finding: Finding) -> dict[str, Any]:
+    """A finding as users see it; times in RFC 3339."""
+    made = finding_state(finding)
+    made["time"] = rfc3339(made.pop("time_ns"))
+    made["start"] = rfc3339(made.pop("start_ns"))
+    made["end"] = rfc3339(made.pop("end_ns"))
+    made["figures"] = dict(sorted(finding.figures.items()))
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An incident that findings changed. `telling` is whether the sinks hear of it as a new revision."""
+
+    incident: Incident
+    telling: bool
+    new: bool
+
+
+class Correlator:
+    """Findings in, changed incidents out.
+
+    Parameters
+    ----------
+    gap_s : seconds of event time after which a new finding about the same source makes a new incident.
+    most_open : how many incidents are held in memory; the one that was longest without a new finding goes first.
+    criticality_of : the factor of CRITICALITY for the targets of a finding.
+    """
+
+    def __init__(
+        self,
+        gap_s: float = 86_400.0,
+        criticality_of: Callable[[Iterable[str]], float] | None = None,
+        most_open: int = 20_000,
+    ) -> None:
+        self._gap_ns = int(gap_s * NS_PER_S)
+        self._criticality_of = criticality_of or (lambda targets: 1.0)
+        self._open: dict[str, Incident] = {}
+        self._by_finding: dict[str, str] = {}
+        self._by_key: dict[str, str] = {}
+        self._latest_ns = 0
+        self._most_open = most_open
+
+    @property
+    def open_incidents(self) -> list[Incident]:
+        return list(self._open.values())
+
+    def restore(self, incidents: Iterable[Incident]) -> None:
+        for incident in incidents:
+            self._adopt(incident)
+            self._latest_ns = max(self._latest_ns, incident.end_ns)
+
+    def apply(self, findings: Iterable[Finding]) -> list[Change]:
+        """Joins findings to incidents; each changed incident comes once, in the order of its first change."""
+        changed: dict[str, tuple[Incident, bool]] = {}
+        for finding in findings:
+            incident, new = self._incident_for(finding)
+            incident.findings[finding.id] = finding
+            self._bound(incident)
+            self._by_finding[finding.id] = incident.id
+            for key in join_keys(finding):
+                if len(incident.keys) < MOST_JOINED_KEYS:
+                    incident.keys.add(key)
+                    self._by_key[key] = incident.id
+            incident.criticality = max(incident.criticality, self._criticality_of(finding.targets))
+            self._latest_ns = max(self._latest_ns, finding.end_ns)
+            changed[incident.id] = (incident, new or changed.get(incident.id, (None, False))[1])
+        return [self._tell(incident, new) for incident, new in changed.values()]
+
+    def expire(self) -> list[Incident]:
+        """Takes out of memory, and returns, what is quiet for twice the gap by event time, or too much."""
+        quiet = [i for i in self._open.values() if i.end_ns + 2 * self._gap_ns < self._latest_ns]
+        surplus = len(self._open) - len(quiet) - self._most_open
+        if surplus > 0:
+            gone = {i.id for i in quiet}
+            rest = (i for i in self._open.values() if i.id not in gone)
+            quiet += sorted(rest, key=lambda i: i.raised_ns)[:surplus]
+        if quiet:
+            for incident in quiet:
+                del self._open[incident.id]
+            self._by_finding = {f: i for f, i in self._by_finding.items() if i in self._open}
+            self._by_key = {k: i for k, i in self._by_key.items() if i in self._open}
+        return quiet
+
+    def _incident_for(self, finding: Finding) -> tuple[Incident, bool]:
+        known = self._by_finding.get(finding.id)
+        if known is not None:
+            return self._open[known], False
+        for key in join_keys(finding):
+            incident = self._open.get(self._by_key.get(key, ""))
+            if incident is not None and finding.time_ns - incident.raised_ns <= self._gap_ns:
+                return incident, False
+        incident = Incident(finding_id("incident", finding.entity, finding.id))
+        self._open[incident.id] = incident
+        return incident, True
+
+    def _adopt(self, incident: Incident) -> None:
+        self._open[incident.id] = incident
+        for finding in incident.findings:
+            self._by_finding[finding] = incident.id
+        for key in incident.keys:
+            self._by_key[key] = incident.id
+
+    def _bound(self, incident: Incident) -> None:
+        if len(incident.findings) <= MOST_FINDINGS:
+            return
+        weakest = min(incident.findings.values(), key=lambda f: (f.severity, f.end_ns, f.id))
+        del incident.findings[weakest.id]
+        self._by_finding[weakest.id] = incident.id
+
+    def _tell(self, incident: Incident, new: bool) -> Change:
+        """A new revision for a new incident, kind, priority or finding, and each time the evidence has doubled."""
+        now = (incident.lead.kind, incident.priority, len(incident.findings), incident.weight)
+        telling = now[:3] != incident.told[:3] or now[3] >= 2 * incident.told[3]
+        if telling:
+            incident.revision += 1
+            incident.told = now
+        return Change(incident, telling, new)

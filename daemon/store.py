@@ -1,0 +1,349 @@
+"""The SQLite store: input ranges, detector snapshots with checkpoints, incidents, actions and the outbox.
+
+One process writes it, the analyser. What an input batch led to is committed in one transaction with the range
+of input that it came from; every half minute a transaction holds the detectors' state and the checkpoints. So
+after a crash the state and the place to go on from always belong together. Others open it read-only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import sqlite3
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from .errors import StoreError
+
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS checkpoints (source TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS batches (sequence INTEGER PRIMARY KEY, source TEXT, range TEXT, receive_ns INTEGER);
+CREATE TABLE IF NOT EXISTS snapshot (id INTEGER PRIMARY KEY CHECK (id = 1), time_ns INTEGER, state BLOB);
+CREATE TABLE IF NOT EXISTS incidents (
+  id TEXT PRIMARY KEY, start_ns INTEGER, end_ns INTEGER, changed_ns INTEGER, status TEXT NOT NULL DEFAULT 'open',
+  document TEXT, state TEXT, note TEXT) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS incidents_by_end ON incidents (end_ns);
+CREATE TABLE IF NOT EXISTS actions (
+  id TEXT PRIMARY KEY, incident TEXT, playbook TEXT, action TEXT, target TEXT, state TEXT, why TEXT,
+  time_ns INTEGER, ttl_s INTEGER) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS actions_by_target ON actions (target, time_ns);
+CREATE INDEX IF NOT EXISTS actions_by_incident ON actions (incident);
+CREATE TABLE IF NOT EXISTS outbox (id INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT UNIQUE, time_ns INTEGER, document BLOB);
+CREATE TABLE IF NOT EXISTS cursors (sink TEXT PRIMARY KEY, acknowledged INTEGER) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS dead (sink TEXT, outbox_id INTEGER, reason TEXT, time_ns INTEGER, document BLOB,
+  PRIMARY KEY (sink, outbox_id)) WITHOUT ROWID;
+"""
+
+
+def pack(state: Any) -> bytes:
+    """Nested dictionaries, lists, numbers, text, bytes and NumPy arrays as compressed msgpack."""
+
+    def encode(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            plain = np.ascontiguousarray(value)
+            return {"__array__": [plain.dtype.str, list(plain.shape), plain.tobytes()]}
+        if isinstance(value, np.generic):
+            return value.item()
+        raise TypeError(f"cannot store {type(value).__name__}")
+
+    return zlib.compress(msgspec.msgpack.encode(state, enc_hook=encode), 1)
+
+
+def unpack(blob: bytes) -> Any:
+    """The inverse of `pack`; arrays are writable copies. Raises StoreError where the blob is damaged."""
+
+    def decode(value: Any) -> Any:
+        if isinstance(value, dict):
+            if value.keys() == {"__array__"}:
+                dtype, shape, data = value["__array__"]
+                return np.frombuffer(data, np.dtype(dtype)).reshape(shape).copy()
+            return {k: decode(v) for k, v in value.items()}
+        return [decode(v) for v in value] if isinstance(value, list) else value
+
+    try:
+        return decode(msgspec.msgpack.decode(zlib.decompress(blob)))
+    except (zlib.error, msgspec.MsgspecError, ValueError, TypeError) as error:
+        raise StoreError(f"the detector snapshot is damaged ({error})") from error
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRow:
+    """One document on its way to the sinks. `key` is stable: the same alert again has the same key."""
+
+    id: int
+    key: str
+    document: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BatchNote:
+    """What was read since the last snapshot: where it came from and when."""
+
+    source: str
+    range: dict[str, Any]
+    receive_ns: int
+
+
+class Store:
+    """The analyser's own handle. Use `Store.open`; others use `Store.open_readonly`."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._db = connection
+        self.path = path
+        self._log_fd = -1
+
+    @classmethod
+    def open(cls, path: Path) -> Store:
+        """Opens or makes the store. Raises StoreError naming the file where it is damaged or from a newer version."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")
+            db.execute("PRAGMA busy_timeout = 2000")
+            db.execute("PRAGMA journal_size_limit = 16777216")
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version > SCHEMA_VERSION:
+                raise StoreError(
+                    f"{path}: made by a newer Gatewatch (schema {version}, this one knows {SCHEMA_VERSION})",
+                    remedy="install that version again, or move the file away",
+                )
+            db.executescript(SCHEMA)
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        except (sqlite3.Error, OSError) as error:
+            raise StoreError(
+                f"{path}: cannot be used as the store ({error})",
+                remedy="check its permissions and the disk; a damaged file can be moved away, detection starts afresh",
+            ) from error
+        return cls(db, path)
+
+    @classmethod
+    def open_readonly(cls, path: Path) -> Store:
+        """For everyone but the analyser. Raises StoreError where there is none."""
+        if not path.exists():
+            raise StoreError(
+                f"{path}: there is no store", remedy="start `gatewatch run`, or name its folder with --state"
+            )
+        try:
+            db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
+            db.execute("PRAGMA busy_timeout = 2000")
+            db.execute("SELECT 1 FROM incidents LIMIT 1")
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"{path}: cannot be read ({error})",
+                remedy="run as root or as the user that Gatewatch runs as",
+            ) from error
+        return cls(db, path)
+
+    def close(self) -> None:
+        if self._log_fd >= 0:
+            os.close(self._log_fd)
+            self._log_fd = -1
+        self._db.close()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Everything inside is committed together, or nothing is. Raises StoreError (a full disk, a damaged file)."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+            raise StoreError(f"{self.path}: {error}", remedy="is the disk full?") from error
+
+    def sync(self) -> None:
+        """Makes what was committed survive a power cut: WAL frames are written at commit and synced here."""
+        if self._log_fd < 0:
+            try:
+                self._log_fd = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                return
+        os.fdatasync(self._log_fd)
+
+    def hash_key(self) -> bytes:
+        """The 16 secret bytes that key the hashes of names and addresses; made once for each store."""
+        row = self._db.execute("SELECT value FROM meta WHERE key = 'hash_key'").fetchone()
+        if row is not None:
+            return bytes(row[0])
+        key = secrets.token_bytes(16)
+        self._db.execute("INSERT INTO meta VALUES ('hash_key', ?)", (key,))
+        return key
+
+    def note_batch(self, source: str, range_: Mapping[str, Any], receive_ns: int) -> None:
+        self._db.execute(
+            "INSERT INTO batches (source, range, receive_ns) VALUES (?, ?, ?)",
+            (source, json.dumps(range_), receive_ns),
+        )
+
+    def batches(self) -> list[BatchNote]:
+        """What was read since the last snapshot, in order."""
+        rows = self._db.execute("SELECT source, range, receive_ns FROM batches ORDER BY sequence")
+        return [BatchNote(source, json.loads(range_), receive_ns) for source, range_, receive_ns in rows]
+
+    def save_snapshot(self, state: Any, checkpoints: Mapping[str, Any], time_ns: int) -> None:
+        """The detectors' state and where to go on; forgets the batches before. Call it inside a transaction."""
+        self._db.execute("INSERT OR REPLACE INTO snapshot VALUES (1, ?, ?)", (time_ns, pack(state)))
+        self._db.executemany(
+            "INSERT OR REPLACE INTO checkpoints VALUES (?, ?)",
+            [(source, json.dumps(value)) for source, value in checkpoints.items()],
+        )
+        self._db.execute("DELETE FROM batches")
+
+    def snapshot(self) -> Any | None:
+        row = self._db.execute("SELECT state FROM snapshot").fetchone()
+        return None if row is None else unpack(row[0])
+
+    def checkpoints(self) -> dict[str, Any]:
+        return {s: json.loads(v) for s, v in self._db.execute("SELECT source, value FROM checkpoints")}
+
+    def save_incident(
+        self, document: Mapping[str, Any], state: Mapping[str, Any], start_ns: int, end_ns: int, now_ns: int
+    ) -> None:
+        """An incident as it now is; its status and note stay. Call it inside a transaction."""
+        self._db.execute(
+            "INSERT INTO incidents (id, start_ns, end_ns, changed_ns, document, state) VALUES (?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT (id) DO UPDATE SET start_ns = excluded.start_ns, end_ns = excluded.end_ns, "
+            "changed_ns = excluded.changed_ns, document = excluded.document, state = excluded.state",
+            (document["id"], start_ns, end_ns, now_ns, _dump(document), _dump(state)),
+        )
+
+    def set_status(self, incident: str, status: str, note: str) -> bool:
+        cursor = self._db.execute(
+            "UPDATE incidents SET status = ?, note = ? WHERE id = ?", (status, note, incident)
+        )
+        return cursor.rowcount == 1
+
+    def open_states(self, since_ns: int) -> list[dict[str, Any]]:
+        """The states of the incidents that may still grow."""
+        rows = self._db.execute(
+            "SELECT state FROM incidents WHERE end_ns >= ? AND status != 'closed' ORDER BY end_ns",
+            (since_ns,),
+        )
+        return [json.loads(state) for (state,) in rows]
+
+    def incidents(
+        self, *, since_ns: int = 0, status: str | None = None, incident: str | None = None, limit: int = 1000
+    ) -> list[dict[str, Any]]:
+        """Incidents as users see them, the newest first, each with its status, note and actions.
+
+        `incident` is an id or the beginning of one.
+        """
+        rows = self._db.execute(
+            "SELECT id, status, note, document FROM incidents WHERE end_ns >= ? AND (? IS NULL OR status = ?) "
+            "AND (? IS NULL OR substr(id, 1, length(?)) = ?) ORDER BY end_ns DESC LIMIT ?",
+            (since_ns, status, status, incident, incident, incident, limit),
+        ).fetchall()
+        return [
+            json.loads(document)
+            | {"status": state, "actions": self.actions(incident=id_)}
+            | ({"note": note} if note else {})
+            for id_, state, note, document in rows
+        ]
+
+    def save_action(self, action: Mapping[str, Any]) -> bool:
+        """A decision and what became of it, keyed by its id. True where it was not known in that state."""
+        old = self._db.execute("SELECT state, why FROM actions WHERE id = ?", (action["id"],)).fetchone()
+        if old == (action["state"], action["why"]):
+            return False
+        self._db.execute(
+            "INSERT OR REPLACE INTO actions (id, incident, playbook, action, target, state, why, time_ns, ttl_s) "
+            "VALUES (:id, :incident, :playbook, :action, :target, :state, :why, :time_ns, :ttl_s)",
+            action,
+        )
+        return True
+
+    def actions(self, *, incident: str | None = None, target: str | None = None) -> list[dict[str, Any]]:
+        rows = self._db.execute(
+            "SELECT id, incident, playbook, action, target, state, why, time_ns, ttl_s FROM actions "
+            "WHERE (? IS NULL OR incident = ?) AND (? IS NULL OR target = ?) ORDER BY time_ns, id",
+            (incident, incident, target, target),
+        )
+        names = ("id", "incident", "playbook", "action", "target", "state", "why", "time_ns", "ttl_s")
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def times_blocked(self, target: str) -> int:
+        """How often a block of this target was carried out before."""
+        query = "SELECT count(*) FROM actions WHERE target = ? AND action = 'block_source' AND state = 'done'"
+        return int(self._db.execute(query, (target,)).fetchone()[0])
+
+    def add_to_outbox(self, key: str, document: Mapping[str, Any], now_ns: int) -> bool:
+        """A document for every sink. False where one with this key was there already."""
+        cursor = self._db.execute(
+            "INSERT OR IGNORE INTO outbox (key, time_ns, document) VALUES (?, ?, ?)",
+            (key, now_ns, _dump(document).encode()),
+        )
+        return cursor.rowcount == 1
+
+    def pending(self, sink: str, limit: int) -> list[OutboxRow]:
+        """The oldest documents that a sink has not acknowledged, in order."""
+        rows = self._db.execute(
+            "SELECT id, key, document FROM outbox WHERE id > coalesce((SELECT acknowledged FROM cursors WHERE sink = ?), 0) "
+            "ORDER BY id LIMIT ?",
+            (sink, limit),
+        )
+        return [OutboxRow(*row) for row in rows]
+
+    def acknowledge(self, sink: str, outbox_id: int) -> None:
+        self._db.execute(
+            "INSERT INTO cursors VALUES (?, ?) ON CONFLICT (sink) DO UPDATE SET "
+            "acknowledged = max(acknowledged, excluded.acknowledged)",
+            (sink, outbox_id),
+        )
+
+    def dead(self, sink: str, outbox_id: int, reason: str) -> None:
+        """A document that a sink will never take: kept beside, with the reason, and passed over."""
+        with self.transaction():
+            self._db.execute(
+                "INSERT OR REPLACE INTO dead SELECT ?, id, ?, ?, document FROM outbox WHERE id = ?",
+                (sink, reason[:1000], time.time_ns(), outbox_id),
+            )
+            self.acknowledge(sink, outbox_id)
+
+    def lags(self) -> dict[str, int]:
+        """How many documents each sink has still to acknowledge."""
+        newest = self._db.execute("SELECT coalesce(max(id), 0) FROM outbox").fetchone()[0]
+        return {
+            sink: newest - done for sink, done in self._db.execute("SELECT sink, acknowledged FROM cursors")
+        }
+
+    def put(self, key: str, value: Any) -> None:
+        """One of the analyser's own notes, such as its health."""
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, _dump(value)))
+
+    def get(self, key: str) -> Any | None:
+        row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def prune(self, before_ns: int, sinks: Iterable[str]) -> None:
+        """Forgets incidents, actions and delivered documents that are older; what a sink still lacks stays."""
+        with self.transaction():
+            self._db.execute("DELETE FROM incidents WHERE changed_ns < ?", (before_ns,))
+            self._db.execute("DELETE FROM actions WHERE time_ns < ?", (before_ns,))
+            names = list(sinks)
+            done = [
+                self._db.execute("SELECT acknowledged FROM cursors WHERE sink = ?", (n,)).fetchone()
+                for n in names
+            ]
+            least = min((row[0] if row else 0 for row in done), default=0)
+            self._db.execute("DELETE FROM outbox WHERE id <= ? AND time_ns < ?", (least, before_ns))
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
