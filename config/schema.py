@@ -1,0 +1,284 @@
+"""The schema of `gatewatch.yaml`: every option with its type, default, unit and meaning.
+
+`docs/configuration.md` is generated from the descriptions here. Values are checked, never guessed: an unknown
+key, a number in quotes or a network with host bits is an error. Nothing here reads a file other than through
+`loader.load`, and nothing here may import NumPy: the command line loads it for the smallest command.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, Strict
+
+from .values import (
+    AUTO,
+    AutoOr,
+    IPNetwork,
+    Name,
+    Network,
+    PortRange,
+    RelativePath,
+    Timezone,
+    port_range,
+)
+
+Mode = Literal["observe", "enforce"]
+LogFormat = Literal["sshd", "nginx", "nginx_json"]
+DetectorName = Literal["brute_force", "password_spray", "compromise", "allowlist", "port_scan"]
+TransportProtocol = Literal["tcp", "udp", "sctp", "icmp", "icmpv6"]
+
+PROTOCOL_NUMBERS: dict[TransportProtocol, int] = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132}
+"""IANA protocol numbers (https://www.iana.org/assignments/protocol-numbers)."""
+
+STATE_OF_ROOT = Path("/var/lib/gatewatch")
+STATE_OF_USER = Path(".local/state/gatewatch")
+
+
+class Options(BaseModel):
+    """What all parts share: unknown keys and wrong types are errors, values do not change after loading."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, validate_default=True, use_attribute_docstrings=False
+    )
+
+
+class LogFile(Options):
+    """One log file that is followed."""
+
+    path: RelativePath = Field(description="The file to follow, relative to the configuration file.")
+    format: LogFormat | None = Field(default=None, description="The format of its lines; null = detect it.")
+    trusted: bool = Field(
+        default=False,
+        description="true = only root can have written its lines (no syslog socket feeds it): a block need not "
+        "wait for a handshake that the packet collector saw.",
+    )
+    timezone: Timezone = Field(
+        default="local",
+        description="The zone of times that name none: local, UTC, an IANA name (Europe/Berlin) or an offset "
+        "(+02:00).",
+    )
+    year: int | None = Field(
+        default=None,
+        ge=1970,
+        le=2200,
+        description="The year of times that name none; null = the year that fits now.",
+    )
+
+
+class Journal(Options):
+    """The systemd journal."""
+
+    enabled: AutoOr[bool] = Field(
+        default=AUTO, description="auto = where no authentication log exists and journalctl works."
+    )
+    units: list[Name] = Field(
+        default=["ssh.service", "sshd.service"],
+        min_length=1,
+        description="The units whose messages are read.",
+    )
+
+
+class Packets(Options):
+    """The live packet collector."""
+
+    enabled: AutoOr[bool] = Field(
+        default=AUTO, description="auto = where the process may open a packet socket."
+    )
+    interfaces: AutoOr[list[Name]] = Field(
+        default=AUTO, description="The interfaces to watch; auto = the interface of the default route."
+    )
+    sample: int = Field(
+        default=64,
+        ge=1,
+        le=1_000_000,
+        description="1 in how many of the packets that open, close and identify nothing is passed; 1 = all.",
+    )
+    ring_frames: int = Field(
+        default=8192,
+        ge=64,
+        le=1_048_576,
+        description="Frames that the ring holds, an interface (memory: 256 bytes each).",
+    )
+
+
+class Collectors(Options):
+    """Where events come from."""
+
+    logs: AutoOr[list[LogFile]] = Field(
+        default=AUTO,
+        description="The log files; auto = /var/log/auth.log, /var/log/secure and /var/log/nginx/access.log "
+        "where they exist.",
+    )
+    journal: Journal = Field(default=Journal(), description="The systemd journal.")
+    packets: Packets = Field(default=Packets(), description="Packets as they pass.")
+
+
+class OwnNetwork(Options):
+    """What belongs to this gateway."""
+
+    local: AutoOr[list[Network]] = Field(
+        default=AUTO,
+        description="The gateway's own networks: inbound and outbound are seen from them, and they are never "
+        "blocked; auto = the addresses of the interfaces.",
+    )
+    trusted_proxies: list[Network] = Field(
+        default=[],
+        description="Load balancers and proxies before this gateway. Only what they say in X-Forwarded-For "
+        "is believed, and they are never blocked.",
+    )
+
+
+class AllowRule(Options):
+    """One permitted peer: every part that is given must fit."""
+
+    networks: list[Network] = Field(min_length=1, description="Addresses or CIDR networks of the other side.")
+    ports: list[PortRange] = Field(
+        default=[],
+        description='Ports of the side that accepts: numbers or ranges such as "8000-8010"; empty = all.',
+    )
+    protocols: list[TransportProtocol] = Field(default=[], description="Transport protocols; empty = all.")
+    note: str = Field(default="", max_length=200, description="Why it is permitted, for people.")
+
+    def port_ranges(self) -> list[tuple[int, int]]:
+        """First and last port of each range, both included."""
+        return [port_range(p) for p in self.ports]
+
+    def protocol_numbers(self) -> list[int]:
+        """IANA protocol numbers."""
+        return [PROTOCOL_NUMBERS[p] for p in self.protocols]
+
+
+class Allowlist(Options):
+    """Which traffic is expected; anything else is an off-allowlist incident."""
+
+    ingress: list[AllowRule] | None = Field(
+        default=None, description="Who may connect to the gateway; null = not checked, [] = nobody may."
+    )
+    egress: list[AllowRule] | None = Field(
+        default=None, description="Where the gateway may connect to; null = not checked, [] = nowhere."
+    )
+
+
+class DetectorOptions(BaseModel):
+    """Options of one detector; which there are stands in the detector's page."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    enabled: Annotated[bool, Strict()] = Field(
+        default=True, description="false = this detector does not run."
+    )
+
+    def options(self) -> dict[str, Any]:
+        """The detector's own parameters, as they stand in the file."""
+        return dict(self.model_extra or {})
+
+
+class Playbooks(Options):
+    """The responses."""
+
+    directories: list[RelativePath] = Field(
+        default=[],
+        description="Folders whose *.yaml files are playbooks. One that has the name of a shipped playbook "
+        "replaces it.",
+    )
+    shipped: bool = Field(
+        default=True, description="Whether the playbooks that come with Gatewatch are used."
+    )
+
+
+class JsonlSink(Options):
+    """Alerts as JSON, one object a line, appended to a file."""
+
+    type: Literal["jsonl"] = Field(default="jsonl", description="The kind of the sink.")
+    path: RelativePath | None = Field(
+        default=None, description="The file; null = sinks/NAME.jsonl in the state folder."
+    )
+
+
+class Store(Options):
+    """The database."""
+
+    retention_days: int = Field(
+        default=90, ge=1, le=36_500, description="Closed incidents are kept for so many days."
+    )
+    snapshot_s: int = Field(
+        default=30, ge=1, le=3600, description="Seconds between two snapshots of what the detectors remember."
+    )
+
+
+class Detection(Options):
+    """Time, as detection sees it."""
+
+    future_skew_s: int = Field(
+        default=300,
+        ge=0,
+        le=86_400,
+        description="An event that claims to be more than so many seconds ahead of its receipt counts as "
+        "received then.",
+    )
+    incident_gap_s: int = Field(
+        default=3600,
+        ge=1,
+        le=604_800,
+        description="Findings that are so many seconds apart belong to two incidents.",
+    )
+    max_action_age_s: int = Field(
+        default=600,
+        ge=1,
+        le=604_800,
+        description="Nothing is done about an incident whose last event is older, in seconds.",
+    )
+
+
+class Config(Options):
+    """The configuration of Gatewatch."""
+
+    mode: Mode = Field(
+        default="observe",
+        description="observe = record what would have been done; enforce = do it (needs management networks in "
+        "the rails file).",
+    )
+    rails: RelativePath = Field(
+        default="rails.toml",
+        description="The root-owned file with endpoints, management networks and limits, relative to this "
+        "file.",
+    )
+    state: RelativePath | None = Field(
+        default=None,
+        description="The folder of everything that Gatewatch writes; null = /var/lib/gatewatch for root, "
+        "else ~/.local/state/gatewatch.",
+    )
+    collectors: Collectors = Field(default=Collectors(), description="Where events come from.")
+    network: OwnNetwork = Field(default=OwnNetwork(), description="What belongs to this gateway.")
+    allowlist: Allowlist = Field(default=Allowlist(), description="Which traffic is expected.")
+    detectors: dict[DetectorName, DetectorOptions] = Field(
+        default={},
+        description="Options of detectors, by the detector's name; one that is not named runs with its "
+        "defaults.",
+    )
+    playbooks: Playbooks = Field(default=Playbooks(), description="The responses.")
+    sinks: dict[Name, JsonlSink] = Field(
+        {"alerts": JsonlSink()}, description="Where alerts go, by a name of your choice."
+    )
+    store: Store = Field(default=Store(), description="The database.")
+    detection: Detection = Field(default=Detection(), description="Time, as detection sees it.")
+
+    def state_folder(self) -> Path:
+        """Where this process keeps its state; the folder need not exist."""
+        if self.state is not None:
+            return Path(self.state)
+        return STATE_OF_ROOT if os.geteuid() == 0 else Path.home() / STATE_OF_USER
+
+    def sink_path(self, name: str) -> Path:
+        """The file of a JSON-lines sink."""
+        path = self.sinks[name].path
+        return Path(path) if path is not None else self.state_folder() / "sinks" / f"{name}.jsonl"
+
+    def detector(self, name: DetectorName) -> DetectorOptions:
+        return self.detectors.get(name, DetectorOptions())
+
+
+__all__ = ["AllowRule", "Allowlist", "Config", "DetectorOptions", "IPNetwork", "LogFile", "Options"]
