@@ -39,7 +39,8 @@ CREATE TABLE IF NOT EXISTS actions (
   time_ns INTEGER, ttl_s INTEGER) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS actions_by_target ON actions (target, time_ns);
 CREATE INDEX IF NOT EXISTS actions_by_incident ON actions (incident);
-CREATE TABLE IF NOT EXISTS outbox (id INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT UNIQUE, time_ns INTEGER, document BLOB);
+CREATE TABLE IF NOT EXISTS outbox (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT UNIQUE, time_ns INTEGER, document BLOB);
 CREATE TABLE IF NOT EXISTS cursors (sink TEXT PRIMARY KEY, acknowledged INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS dead (sink TEXT, outbox_id INTEGER, reason TEXT, time_ns INTEGER, document BLOB,
   PRIMARY KEY (sink, outbox_id)) WITHOUT ROWID;
@@ -294,8 +295,8 @@ class Store:
     def pending(self, sink: str, limit: int) -> list[OutboxRow]:
         """The oldest documents that a sink has not acknowledged, in order."""
         rows = self._db.execute(
-            "SELECT id, key, document FROM outbox WHERE id > coalesce((SELECT acknowledged FROM cursors WHERE sink = ?), 0) "
-            "ORDER BY id LIMIT ?",
+            "SELECT id, key, document FROM outbox WHERE id > "
+            "coalesce((SELECT acknowledged FROM cursors WHERE sink = ?), 0) ORDER BY id LIMIT ?",
             (sink, limit),
         )
         return [OutboxRow(*row) for row in rows]

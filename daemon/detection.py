@@ -1,0 +1,134 @@
+"""Detection: batches in, findings out. Owns the state of all detectors, and of the flow table before them.
+
+The same object serves the live daemon and `replay`; it opens nothing and asks no clock. The caller gives the
+receive time, and saves and restores the state.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from ..detectors.finding import Finding
+from ..detectors.network.allowlist import AllowRule
+from ..detectors.registry import login_detectors, network_detectors
+from .collectors.flows import FlowTable
+from .events import NS_PER_S, AuthBatch, Direction, FlowBatch, FlowState, address_columns
+from .incidents import CRITICALITY
+
+MOST_HANDSHAKES = 65_536
+"""Of how many sources a completed handshake is remembered, for corroboration."""
+
+
+@dataclass(frozen=True, slots=True)
+class DetectionSettings:
+    """What detection needs to know of the configuration."""
+
+    detectors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    ingress: Sequence[AllowRule] | None = None
+    egress: Sequence[AllowRule] | None = None
+    local: Sequence[str] = ()
+    future_skew_s: float = 300.0
+    handshake_s: float = 3600.0
+    flow_capacity: int = 1 << 16
+
+
+class Detection:
+    """All detectors and their state.
+
+    Parameters
+    ----------
+    settings : thresholds, allow-lists and own networks.
+    hash_key : 16 bytes that key the hashes under which state is held.
+    """
+
+    def __init__(self, settings: DetectionSettings, hash_key: bytes) -> None:
+        self._settings = settings
+        self._login = login_detectors(settings.detectors, hash_key)
+        self._network = network_detectors(settings.detectors, settings.ingress, settings.egress, hash_key)
+        self._table = FlowTable(settings.local, capacity=settings.flow_capacity, hash_key=hash_key)
+        self._handshakes: OrderedDict[tuple[int, int, int], int] = OrderedDict()
+        self.auth_events = 0
+        self.packets_seen = 0
+        self.flows_seen = 0
+
+    def auth(self, batch: AuthBatch, receive_ns: int | None = None) -> list[Finding]:
+        """Findings from authentication events.
+
+        `receive_ns` is when they arrived: an event cannot be later than that plus the skew, so that one line
+        from the future expires nothing. None (replay, and lines already there when a file was opened): the
+        events' own times stand.
+        """
+        if not len(batch):
+            return []
+        if receive_ns is not None:
+            latest = receive_ns + int(self._settings.future_skew_s * NS_PER_S)
+            if batch.time_ns.max() > latest:
+                batch = replace(batch, time_ns=np.minimum(batch.time_ns, latest))
+        self.auth_events += len(batch)
+        return self._login.update(batch)
+
+    def packets(self, packets: Any) -> list[Finding]:
+        """Findings from decoded packets (`decode.PACKET` rows)."""
+        self.packets_seen += len(packets)
+        return self.flows(self._table.update(packets))
+
+    def finish(self) -> list[Finding]:
+        """At the end of a capture: what the flows still open have to say."""
+        return self.flows(self._table.finish())
+
+    def flows(self, batch: FlowBatch) -> list[Finding]:
+        if not len(batch):
+            return []
+        self.flows_seen += len(batch)
+        self._remember_handshakes(batch)
+        return self._network.update(batch)
+
+    def corroborated(self, source: str, now_ns: int) -> bool:
+        """Whether a packet collector saw this source complete a handshake with us lately."""
+        seen = self._handshakes.get(address_columns(source))
+        return seen is not None and now_ns - seen <= int(self._settings.handshake_s * NS_PER_S)
+
+    def _remember_handshakes(self, batch: FlowBatch) -> None:
+        inward = (batch.direction == Direction.INGRESS) | (batch.direction == Direction.LOCAL)
+        rows = np.flatnonzero((batch.state == FlowState.ESTABLISHED) & inward)
+        for row in rows.tolist():
+            high, low = batch.source[row].tolist()
+            key = (int(batch.family[row]), high, low)
+            self._handshakes[key] = int(batch.time_ns[row])
+            self._handshakes.move_to_end(key)
+        while len(self._handshakes) > MOST_HANDSHAKES:
+            self._handshakes.popitem(last=False)
+
+    def save(self) -> dict[str, Any]:
+        """The state for a snapshot. Flows under way are not in it: their packets cannot be read again."""
+        return {"login": self._login.save(), "network": self._network.save()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self._login.load(state["login"])
+        self._network.load(state["network"])
+
+
+def criticality_of_endpoints(endpoints: Iterable[Any]) -> dict[str, float]:
+    """The factor for each target text that names an endpoint: its fronts and backs as `:port/protocol` ends."""
+    factors: dict[str, float] = {}
+    for endpoint in endpoints:
+        for socket in (*endpoint.fronts, *endpoint.backs):
+            port = str(socket).rsplit(":", 1)[-1]
+            factors[port] = max(factors.get(port, 1.0), CRITICALITY[endpoint.criticality])
+    return factors
+
+
+def criticality_of(factors: Mapping[str, float], targets: Iterable[str]) -> float:
+    """The highest factor among targets such as `192.0.2.1:443/tcp`; `nginx` stands for every front."""
+    best = 1.0
+    for target in targets:
+        service, _, port = target.rpartition(":")
+        best = max(best, factors.get(port, 1.0))
+        if not service and target.split("@")[0] == "nginx":
+            best = max([best, *factors.values()])
+    return best
