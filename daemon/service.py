@@ -52,11 +52,10 @@ def identity(name: str, number: int, groups: Iterable[str] = ()) -> Identity:
         account = pwd.getpwnam(name)
     except KeyError:
         uid = FIRST_FREE_UID + number
-        with contextlib.suppress(KeyError):
-            owner = pwd.getpwuid(uid).pw_name
+        if uid in {entry.pw_uid for entry in pwd.getpwall()}:
             raise GatewatchError(
-                f"user id {uid} belongs to {owner}", remedy=f"make a system account named {name}"
-            )
+                f"user id {uid} is taken", remedy=f"make a system account named {name}"
+            ) from None
         return Identity(uid, uid, tuple(ids))
     return Identity(account.pw_uid, account.pw_gid, tuple(ids))
 
@@ -269,6 +268,7 @@ def notify_systemd(message: str) -> None:
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-        with contextlib.suppress(OSError):
-            sender.sendto(message.encode(), "\0" + address[1:] if address[0] == "@" else address)
+    target = "\0" + address[1:] if address[0] == "@" else address
+    kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, kind) as sender:
+        sender.sendto(message.encode(), target)
