@@ -7,6 +7,7 @@ from setuptools import Extension, setup
 HOT = {
     "gatewatch.detectors.sketches": "detectors/sketches.py",
     "gatewatch.daemon.collectors.parsers.scan": "daemon/collectors/parsers/scan.py",
+    "gatewatch.daemon.collectors.decode_layers": "daemon/collectors/decode_layers.py",
 }
 
 DIRECTIVES = {"language_level": 3, "boundscheck": False, "wraparound": False, "cdivision": True}

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..events import I64, U8, U16, U32
+from . import decode_layers
 
 PACKET: np.dtype[np.void] = np.dtype(
     [
@@ -34,11 +35,22 @@ PACKET: np.dtype[np.void] = np.dtype(
     ]
 )
 
+TUNNEL: np.dtype[np.void] = np.dtype(
+    [("source", "<u8", (2,)), ("destination", "<u8", (2,)), ("kind", "u1"), ("family", "u1")]
+)
+"""One outer internet header; `kind` is an index into TUNNEL_KINDS, 0 where the row is unused."""
+
+TUNNEL_KINDS = ("", "ip", "gre", "erspan", "vxlan", "geneve", "teredo")
+MOST_TUNNELS = 7
+
 MALFORMED, FRAGMENT, TUNNELLED, CUT_SHORT, FIRST_FRAGMENT = 1, 2, 4, 8, 16
 """The bits of `flags`; FRAGMENT is any but the first."""
 
 ARP = 255
-"""The `protocol` of a row of family 0 that is ARP (255 is reserved by IANA); 0 for what is neither IP nor ARP."""
+"""The `protocol` of a row of family 0 that is ARP (IANA keeps 255 free); 0 for what is neither IP nor ARP."""
+
+LINK_TYPES = frozenset({0, 1, 9, 12, 14, 50, 51, 101, 108, 113, 228, 229, 276})
+"""The LINKTYPE_ numbers (tcpdump.org/linktypes.html) that `decode` knows; frames of others stay family 0."""
 
 
 def decode(
@@ -59,10 +71,39 @@ def decode(
     wire        uint32[n], bytes of each frame on the wire
     time_ns     int64[n]
     first_frame number of the first frame; the others follow. 0 for a live capture: all are 0
-    link_type   LINKTYPE_* of all frames, or uint16[n]
-    tunnels     TUNNEL[n, MOST_TUNNELS] zeros, to be filled with the outer addresses; or None
+    link_type   LINKTYPE_ number of all frames, or uint16[n]
+    tunnels     TUNNEL[n, MOST_TUNNELS] zeros, contiguous, to be filled with the outer headers; or None
 
-    `weight` is 1 in every row; whoever samples sets it. Raises ValueError where columns differ in length or a
-    frame lies outside of the buffer: these are the caller's errors, not the sender's.
+    `weight` is 1 in every row; whoever samples sets it, as whoever knows of a tag that the card took off sets
+    `vlan`. `payload` also counts what follows the eight bytes of an ICMP header. Raises ValueError where columns
+    differ in length or a frame lies outside of the buffer: these are the caller's errors, not the sender's.
     """
-    raise NotImplementedError
+    n = len(starts)
+    flat = buffer.reshape(-1)
+    links = np.full(n, link_type, np.uint16) if isinstance(link_type, int) else link_type
+    if not len(captured) == len(wire) == len(time_ns) == len(links) == n:
+        raise ValueError("the columns of frames differ in length")
+    starts = np.ascontiguousarray(starts, np.int64)
+    captured = np.ascontiguousarray(captured, np.uint32)
+    rows = np.empty(n, PACKET)
+    if n == 0:
+        return rows
+    if int(starts.min()) < 0 or int((starts + captured).max()) > len(flat):
+        raise ValueError("a frame lies outside of the buffer")
+    if tunnels is not None and (tunnels.shape != (n, MOST_TUNNELS) or not tunnels.flags.c_contiguous):
+        raise ValueError("tunnels has another shape than frames")
+    rows["time_ns"] = time_ns
+    rows["frame"] = np.arange(first_frame, first_frame + n) if first_frame else 0
+    rows["length"] = wire
+    rows["weight"] = 1
+    decode_layers.run(
+        memoryview(flat),
+        memoryview(starts),
+        memoryview(captured),
+        memoryview(np.ascontiguousarray(wire, np.uint32)),
+        memoryview(np.ascontiguousarray(links, np.uint16)),
+        rows,
+        None if tunnels is None else tunnels.reshape(-1),
+        MOST_TUNNELS,
+    )
+    return rows
