@@ -1,8 +1,8 @@
-"""Starts the processes, joins them, and starts again what died; where systemd does not do it.
+"""Keeps the processes running: forks or starts them, drops their privileges, and starts again what died.
 
-As root each process is forked after the imports and then drops to a user of its own; the enforcer is a fresh
-interpreter that never sees the heavy libraries. As an ordinary user everything runs as that user, and what needs
-root is off, said in one line each. The service itself holds nothing hostile and opens no network connection.
+Used where systemd does not do it. As root each process is forked after the imports and then drops to a user of
+its own; the enforcer is a fresh interpreter that never sees the heavy libraries. As an ordinary user everything
+runs as that user. The supervisor itself reads nothing hostile and opens no network connection.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def fork(work: Callable[[], int], name: str, close: Iterable[socket.socket] = ()
         os._exit(status)
 
 
-class Service:
+class Supervisor:
     """The supervisor: `add` processes, then `run` until a signal says stop."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
