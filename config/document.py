@@ -205,7 +205,12 @@ def _words(key: Key, error: dict[str, Any], model: type[BaseModel]) -> str:
             return f"unknown name{closest(str(key[-1]), allowed)}"
         if allowed == ["auto"]:
             return f"must be auto or a value of its kind, not {_shown(value)}"
-        return f"must be one of {', '.join(allowed)}, not {_shown(value)}"
+        near = closest(str(value), allowed)
+        return (
+            f"must be one of {', '.join(allowed)}, not {_shown(value)}"
+            if len(allowed) < 8
+            else (f"{_shown(value)} is unknown{near}")
+        )
     if kind == "union_tag_invalid":
         tag = str(context.get("tag"))
         allowed = [w.strip(" '") for w in str(context.get("expected_tags", "")).split(",")]

@@ -40,9 +40,7 @@ STATE_OF_USER = Path(".local/state/gatewatch")
 class Options(BaseModel):
     """What all parts share: unknown keys and wrong types are errors, values do not change after loading."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, validate_default=True, use_attribute_docstrings=False
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class LogFile(Options):
@@ -243,6 +241,7 @@ class Config(Options):
     )
     rails: RelativePath = Field(
         default="rails.toml",
+        validate_default=True,
         description="The root-owned file with endpoints, management networks and limits, relative to this "
         "file.",
     )
