@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS incidents (
 CREATE INDEX IF NOT EXISTS incidents_by_end ON incidents (end_ns);
 CREATE TABLE IF NOT EXISTS actions (
   id TEXT PRIMARY KEY, incident TEXT, playbook TEXT, action TEXT, target TEXT, state TEXT, why TEXT,
-  time_ns INTEGER, ttl_s INTEGER) WITHOUT ROWID;
+  reason TEXT, time_ns INTEGER, ttl_s INTEGER) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS actions_by_target ON actions (target, time_ns);
 CREATE INDEX IF NOT EXISTS actions_by_incident ON actions (incident);
 CREATE TABLE IF NOT EXISTS outbox (
@@ -45,6 +45,9 @@ CREATE TABLE IF NOT EXISTS cursors (sink TEXT PRIMARY KEY, acknowledged INTEGER)
 CREATE TABLE IF NOT EXISTS dead (sink TEXT, outbox_id INTEGER, reason TEXT, time_ns INTEGER, document BLOB,
   PRIMARY KEY (sink, outbox_id)) WITHOUT ROWID;
 """
+
+ACTION = ("id", "incident", "playbook", "action", "target", "state", "why", "reason", "time_ns", "ttl_s")
+"""The columns of an action."""
 
 
 def pack(state: Any) -> bytes:
@@ -263,21 +266,35 @@ class Store:
         old = self._db.execute("SELECT state, why FROM actions WHERE id = ?", (action["id"],)).fetchone()
         if old == (action["state"], action["why"]):
             return False
-        self._db.execute(
-            "INSERT OR REPLACE INTO actions (id, incident, playbook, action, target, state, why, time_ns, ttl_s) "
-            "VALUES (:id, :incident, :playbook, :action, :target, :state, :why, :time_ns, :ttl_s)",
-            action,
-        )
+        values = ", ".join(f":{name}" for name in ACTION)
+        self._db.execute(f"INSERT OR REPLACE INTO actions ({', '.join(ACTION)}) VALUES ({values})", action)
         return True
 
+    def action_state(self, action: str) -> str | None:
+        row = self._db.execute("SELECT state FROM actions WHERE id = ?", (action,)).fetchone()
+        return None if row is None else str(row[0])
+
     def actions(self, *, incident: str | None = None, target: str | None = None) -> list[dict[str, Any]]:
-        rows = self._db.execute(
-            "SELECT id, incident, playbook, action, target, state, why, time_ns, ttl_s FROM actions "
-            "WHERE (? IS NULL OR incident = ?) AND (? IS NULL OR target = ?) ORDER BY time_ns, id",
-            (incident, incident, target, target),
+        """Actions of an incident or on a target, the oldest first."""
+        return self._actions(
+            "(? IS NULL OR incident = ?) AND (? IS NULL OR target = ?)", incident, incident, target, target
         )
-        names = ("id", "incident", "playbook", "action", "target", "state", "why", "time_ns", "ttl_s")
-        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def actions_in(self, state: str) -> list[dict[str, Any]]:
+        return self._actions("state = ?", state)
+
+    def acted_since(self, playbook: str, since_ns: int) -> int:
+        """How many actions a playbook took, or would have taken, since then."""
+        query = (
+            "SELECT count(*) FROM actions WHERE playbook = ? AND time_ns >= ? AND state IN ('done', 'would')"
+        )
+        return int(self._db.execute(query, (playbook, since_ns)).fetchone()[0])
+
+    def _actions(self, condition: str, *values: str | None) -> list[dict[str, Any]]:
+        rows = self._db.execute(
+            f"SELECT {', '.join(ACTION)} FROM actions WHERE {condition} ORDER BY time_ns, id", values
+        )
+        return [dict(zip(ACTION, row, strict=True)) for row in rows]
 
     def times_blocked(self, target: str) -> int:
         """How often a block of this target was carried out before."""

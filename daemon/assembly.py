@@ -1,0 +1,79 @@
+"""From the configuration to the parts: what `run` and `replay` build alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..config.schema import AllowRule as AllowOption
+from ..config.schema import Config
+from ..detectors.network.allowlist import AllowRule
+from .collectors.parsers.registry import ParserOptions
+from .detection import Detection, DetectionSettings, criticality_of, criticality_of_endpoints
+from .enforcer import rails as rails_file
+from .errors import ConfigError
+from .events import Provenance
+from .incidents import Correlator
+
+
+def load_rails(config: Config) -> rails_file.Rails | None:
+    """The rails file that the configuration names; None where there is no such file."""
+    path = Path(config.rails)
+    return rails_file.load(path) if path.exists() else None
+
+
+def trusted_proxies(config: Config, rails: rails_file.Rails | None) -> tuple[str, ...]:
+    """The load balancers whose forwarding headers count: those of the rails and of the configuration."""
+    own = [str(network) for network in config.network.trusted_proxies]
+    return tuple(dict.fromkeys([*own, *(str(n) for n in rails.proxies)] if rails else own))
+
+
+def parser_options(
+    config: Config, rails: rails_file.Rails | None, hash_key: bytes, **more: Any
+) -> ParserOptions:
+    return ParserOptions(hash_key=hash_key, trusted_proxies=trusted_proxies(config, rails), **more)
+
+
+def provenance_of(trusted: bool) -> Provenance:
+    return Provenance.DECLARED if trusted else Provenance.FILE
+
+
+def allow_rules(options: list[AllowOption] | None) -> list[AllowRule] | None:
+    """The detector's rules from the configuration's; None where the direction is not checked."""
+    if options is None:
+        return None
+    return [
+        AllowRule(
+            networks=tuple(str(n) for n in option.networks),
+            ports=tuple(option.port_ranges()),
+            protocols=tuple(option.protocols),
+        )
+        for option in options
+    ]
+
+
+def detector_options(config: Config) -> dict[str, Mapping[str, Any]]:
+    """Constructor options by detector; `enabled` is among them where it was given."""
+    return {str(name): {"enabled": o.enabled, **o.options()} for name, o in config.detectors.items()}
+
+
+def build_detection(config: Config, local: list[str], hash_key: bytes) -> Detection:
+    """All detectors with the configured thresholds. Raises ConfigError naming an unknown option."""
+    settings = DetectionSettings(
+        detectors=detector_options(config),
+        ingress=allow_rules(config.allowlist.ingress),
+        egress=allow_rules(config.allowlist.egress),
+        local=local,
+        future_skew_s=config.detection.future_skew_s,
+    )
+    try:
+        return Detection(settings, hash_key)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"detectors: {error}", remedy="see docs/detection.md for the options") from error
+
+
+def build_correlator(config: Config, rails: rails_file.Rails | None) -> Correlator:
+    factors = criticality_of_endpoints(rails.endpoints if rails else ())
+    return Correlator(config.detection.incident_gap_s, partial(criticality_of, factors))

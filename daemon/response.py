@@ -1,0 +1,197 @@
+"""Carries out what playbooks decide: keeps the books of every action, and asks the enforcer.
+
+Decisions are recorded in the transaction that holds the incident; the enforcer is asked after it was committed,
+in a thread of its own, so that neither a slow disk nor a hung enforcer stops detection. What could not be done
+yet (no corroboration, no enforcer) is tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+from ..detectors.finding import finding_id
+from ..playbooks.engine import Decision, DecisionContext, Engine
+from .enforcer.client import Enforcer
+from .errors import EnforcerError, RefusedError
+from .events import NS_PER_S, rfc3339
+from .store import Store
+
+MOST_WAITING = 1000
+"""How many incidents wait for corroboration or for the enforcer; the oldest is given up, and said so."""
+STATES = {"act": "pending", "would": "would", "wait": "waiting", "skip": "skipped"}
+OVER = ("done", "would", "refused")
+"""States after which the same action is not asked for again."""
+
+
+class Responder:
+    """Decides, records and acts.
+
+    Parameters
+    ----------
+    enforcer : None where nothing can be enforced (no privilege, or observe mode).
+    corroborated : whether a source proved, in front of the packet collector, that it is real.
+    say : one line for a person about what was done.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: Store,
+        enforcer: Enforcer | None,
+        *,
+        mode: Literal["observe", "enforce"],
+        max_action_age_s: int,
+        corroborated: Callable[[str], bool],
+        say: Callable[[str], None],
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._engine = engine
+        self._store = store
+        self._enforcer = enforcer
+        self._mode = mode
+        self._max_action_age_s = max_action_age_s
+        self._corroborated = corroborated
+        self._say = say
+        self._clock = clock
+        self._queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._waiting: dict[str, dict[str, Any]] = {}
+        self._thread = ThreadPoolExecutor(1, "enforcer")
+
+    @property
+    def waiting(self) -> list[dict[str, Any]]:
+        """Incidents with something still to be done for which something is missing."""
+        return list(self._waiting.values())
+
+    def decide(self, incident: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Records what the playbooks decide about an incident; returns the new or changed actions.
+
+        Call it inside the transaction that saves the incident, and `submit` what it returned once that is
+        committed.
+        """
+        context = DecisionContext(
+            now_ns=self._clock(),
+            mode=self._mode,
+            max_action_age_s=self._max_action_age_s,
+            earlier_blocks=self._store.times_blocked,
+            blocked=self._blocked,
+            corroborated=self._corroborated,
+            last_action=self._last_action,
+            acted_since=self._store.acted_since,
+        )
+        changed = []
+        waits = False
+        for decision in self._engine.decide(incident, context):
+            if decision.action == "notify":
+                continue
+            action = self._action(incident, decision, context.now_ns)
+            waits |= action["state"] == "waiting" and decision.approval == "none"
+            known = self._store.action_state(action["id"])
+            if known in OVER or known == "pending" or (known and action["state"] == "skipped"):
+                continue
+            if self._store.save_action(action):
+                changed.append(action)
+        self._remember(dict(incident), waits)
+        return changed
+
+    def submit(self, actions: list[dict[str, Any]]) -> None:
+        """Hands committed actions over to be carried out."""
+        for action in actions:
+            if action["state"] == "pending":
+                self._queue.put_nowait(action)
+
+    async def run(self, finished: Callable[[dict[str, Any]], None]) -> None:
+        """Carries actions out, one after the other; `finished` gets each with its new state."""
+        loop = asyncio.get_running_loop()
+        while True:
+            action = await self._queue.get()
+            state, why = await loop.run_in_executor(self._thread, self._carry_out, action)
+            action |= {"state": state, "why": why, "time_ns": self._clock()}
+            finished(action)
+            self._say(f"{action['action']} {action['target']}: {state}, {why}")
+
+    def pending_again(self) -> None:
+        """After a restart: what was decided and not yet carried out."""
+        for action in self._store.actions_in("pending"):
+            if self._clock() - action["time_ns"] <= self._max_action_age_s * NS_PER_S:
+                self._queue.put_nowait(action)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._enforcer is not None:
+            self._enforcer.close()
+
+    def _carry_out(self, action: Mapping[str, Any]) -> tuple[str, str]:
+        if self._enforcer is None:
+            return "failed", "no enforcer: it needs root"
+        try:
+            if action["action"] == "block_source":
+                answer = self._enforcer.block(
+                    action["target"],
+                    ttl_s=action["ttl_s"],
+                    reason=action["reason"],
+                    incident=action["incident"],
+                    playbook=action["playbook"],
+                )
+                cut = f", {answer['cut']} connections cut" if answer.get("cut") else ""
+                return "done", f"dropped in the kernel for {answer['ttl_s']} s{cut}"
+            receipt = self._enforcer.kill([action["target"]], action["reason"])
+            return "done", "proven" if receipt.get("proven") else "engaged, not proven"
+        except RefusedError as error:
+            return "refused", str(error)
+        except EnforcerError as error:
+            return "failed", str(error)
+
+    def _action(self, incident: Mapping[str, Any], decision: Decision, now_ns: int) -> dict[str, Any]:
+        earlier = self._store.times_blocked(decision.target) if decision.action == "block_source" else 0
+        return {
+            "id": finding_id(
+                "action", incident["id"], decision.playbook, decision.action, decision.target, earlier
+            ),
+            "incident": incident["id"],
+            "playbook": decision.playbook,
+            "action": decision.action,
+            "target": decision.target,
+            "state": STATES[decision.state],
+            "why": decision.why,
+            "reason": decision.reason[:500],
+            "time_ns": now_ns,
+            "ttl_s": decision.ttl_s,
+        }
+
+    def _blocked(self, target: str, ttl_s: int) -> bool:
+        now_ns = self._clock()
+        done = (a for a in self._store.actions(target=target) if a["state"] == "done")
+        return any(a["time_ns"] + a["ttl_s"] * NS_PER_S > now_ns for a in done)
+
+    def _last_action(self, playbook: str, action: str, target: str) -> int | None:
+        times = (
+            a["time_ns"]
+            for a in self._store.actions(target=target)
+            if a["playbook"] == playbook and a["action"] == action and a["state"] == "done"
+        )
+        return max(times, default=None)
+
+    def _remember(self, incident: dict[str, Any], waits: bool) -> None:
+        if not waits:
+            self._waiting.pop(incident["id"], None)
+            return
+        self._waiting[incident["id"]] = incident
+        if len(self._waiting) > MOST_WAITING:
+            given_up = next(iter(self._waiting))
+            del self._waiting[given_up]
+            self._say(f"incident {given_up}: no longer waits for corroboration, too many do")
+
+
+def action_document(action: Mapping[str, Any]) -> dict[str, Any]:
+    """An action as users and sinks see it; times in RFC 3339."""
+    made = {k: v for k, v in action.items() if k not in ("time_ns", "reason")}
+    until = (
+        {"until": rfc3339(action["time_ns"] + action["ttl_s"] * NS_PER_S)}
+        if action["ttl_s"] and action["state"] == "done"
+        else {}
+    )
+    return made | {"time": rfc3339(action["time_ns"])} | until
