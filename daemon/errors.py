@@ -52,4 +52,8 @@ class EnforcerError(GatewatchError):
 
 
 class RefusedError(EnforcerError):
-    pass
+    """`rail` names the limit that refused; empty where the asker lacks the authority."""
+
+    def __init__(self, message: str, *, remedy: str = "", rail: str = "") -> None:
+        super().__init__(message, remedy=remedy)
+        self.rail = rail

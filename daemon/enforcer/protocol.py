@@ -1,0 +1,135 @@
+"""What may be said to the enforcer: one flat JSON object a message, on a Unix socket that keeps messages whole.
+
+Every field of a request is checked for type and length here, before anything else looks at it; an unknown
+field, a wrong type or a control character refuses the message. This module must stay free of imports that
+cost time (`json` alone takes longer than the kill switch may): the command encodes without it.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+MOST_BYTES = 65_536
+"""The longest message in either direction."""
+
+PAGE = 150
+"""How many blocks one answer lists; the next page is asked for by its number."""
+
+SOCKET = "run/enforcer.sock"
+"""Where the enforcer listens, inside the state folder."""
+
+TEXT, NUMBER, NAMES = "text", "number", "names"
+
+REQUESTS: dict[str, dict[str, tuple[str, bool, int]]] = {
+    # field: (type, required, most: characters, the number itself, or names)
+    "block": {
+        "address": (TEXT, True, 64),
+        "ttl_s": (NUMBER, False, 10**9),
+        "reason": (TEXT, True, 500),
+        "incident": (TEXT, False, 64),
+        "playbook": (TEXT, False, 64),
+    },
+    "unblock": {"address": (TEXT, True, 64), "reason": (TEXT, True, 500)},
+    "blocks": {"page": (NUMBER, False, 10**6)},
+    "check": {"address": (TEXT, True, 64)},
+    "kill": {"endpoints": (NAMES, False, 256), "reason": (TEXT, True, 500)},
+    "release": {"endpoints": (NAMES, False, 256), "reason": (TEXT, True, 500)},
+    "status": {},
+    "drill_start": {"endpoints": (NAMES, False, 256), "seconds": (NUMBER, True, 3600)},
+    "drill_stop": {},
+}
+
+
+class MalformedError(ValueError):
+    """The message is no request; the text says which field is wrong."""
+
+
+def encode(message: Mapping[str, object]) -> bytes:
+    """A flat message of text, whole numbers and lists of text as JSON in ASCII.
+
+    Raises TypeError for any other value.
+    """
+    return ("{" + ",".join(f"{_text(k)}:{_value(v)}" for k, v in message.items()) + "}").encode("ascii")
+
+
+def parse(data: bytes) -> dict[str, Any]:
+    """The request in `data`, with `request` and exactly the fields of that request.
+
+    Raises MalformedError.
+    """
+    import json
+
+    if len(data) > MOST_BYTES:
+        raise MalformedError(f"message longer than {MOST_BYTES} bytes")
+    try:
+        message = json.loads(data, object_pairs_hook=_no_doubles)
+    except MalformedError:
+        raise
+    except (ValueError, RecursionError):
+        raise MalformedError("message is no JSON object") from None
+    if type(message) is not dict:
+        raise MalformedError("message is no JSON object")
+    kind = message.get("request")
+    if type(kind) is not str or kind not in REQUESTS:
+        raise MalformedError(f"field request: one of {', '.join(REQUESTS)}")
+    fields = REQUESTS[kind]
+    for name, value in message.items():
+        if name != "request":
+            if name not in fields:
+                raise MalformedError(f"field {name[:40]!r} is unknown in {kind}")
+            _check(name, value, fields[name])
+    for name, (_, required, _) in fields.items():
+        if required and name not in message:
+            raise MalformedError(f"field {name} is missing in {kind}")
+    return message
+
+
+def _check(name: str, value: object, rule: tuple[str, bool, int]) -> None:
+    kind, _, most = rule
+    if kind == NUMBER:
+        if type(value) is not int or not 0 <= value <= most:
+            raise MalformedError(f"field {name}: a whole number from 0 to {most}")
+    elif kind == TEXT:
+        _check_text(name, value, most)
+    elif type(value) is not list or len(value) > most:
+        raise MalformedError(f"field {name}: a list of at most {most} names")
+    else:
+        for item in value:
+            _check_text(name, item, 64)
+
+
+def _check_text(name: str, value: object, most: int) -> None:
+    if type(value) is not str or not 0 < len(value) <= most:
+        raise MalformedError(f"field {name}: text of 1 to {most} characters")
+    if not value.isprintable():
+        raise MalformedError(f"field {name}: no control characters")
+
+
+def _no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise MalformedError("a field is given twice")
+    return made
+
+
+def _value(value: object) -> str:
+    if value is True or value is False:
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(map(_value, value)) + "]"
+    raise TypeError(f"{type(value).__name__} does not belong in a message")
+
+
+def _text(text: str) -> str:
+    """RFC 8259, section 7: what is not printable ASCII as UTF-16 escapes."""
+    if text.isascii() and text.isprintable() and '"' not in text and "\\" not in text:
+        return f'"{text}"'
+    units = text.encode("utf-16-be", "surrogatepass")
+    return '"' + "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2)) + '"'
