@@ -24,6 +24,9 @@ JOURNAL = 2
 MOST_TARGETS = 4096
 """The most sources of one incident that are looked at; the rest is skipped with one decision that says so."""
 
+MOST_REASON = 400
+"""Characters of a reason; the enforcer takes 500."""
+
 State = Literal["act", "would", "wait", "skip"]
 
 
@@ -103,7 +106,7 @@ def mismatch(playbook: Playbook, incident: Mapping[str, Any]) -> str | None:
 
 
 def _wanted(playbook: Playbook, incident: Mapping[str, Any], context: DecisionContext) -> list[Decision]:
-    reason = f"{incident.get('title') or incident.get('kind')} (incident {incident.get('id')})"
+    reason = _plain(f"{incident.get('title') or incident.get('kind')} (incident {incident.get('id')})")
     late = _too_late(incident, context)
     if playbook.when.repeats and not _repeated(playbook, incident, context):
         return []
@@ -119,6 +122,11 @@ def _wanted(playbook: Playbook, incident: Mapping[str, Any], context: DecisionCo
             case BlockSource():
                 decisions += _blocks(playbook, step, incident, reason, late, context)
     return decisions
+
+
+def _plain(text: str) -> str:
+    """Text that an attacker may have had a part in, as the enforcer takes it: short, without control characters."""
+    return "".join(c if c.isprintable() else "?" for c in text[:MOST_REASON])
 
 
 def _repeated(playbook: Playbook, incident: Mapping[str, Any], context: DecisionContext) -> bool:

@@ -46,8 +46,12 @@ class When(Options):
 class Prefix(Options):
     """How much around a source is blocked."""
 
-    ipv4: int = Field(default=32, ge=8, le=32, description="Prefix length of a blocked IPv4 network.")
-    ipv6: int = Field(default=64, ge=16, le=128, description="Prefix length of a blocked IPv6 network.")
+    ipv4: Literal[32, 24] = Field(
+        default=32, description="Prefix length of a blocked IPv4 network: 32 or 24."
+    )
+    ipv6: Literal[128, 64, 48] = Field(
+        default=64, description="Prefix length of a blocked IPv6 network: 128, 64 or 48."
+    )
 
 
 class BlockSource(Options):

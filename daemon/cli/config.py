@@ -1,0 +1,143 @@
+"""`gatewatch config`: write the default files, check what is there, show what is in effect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import ConfigError
+from .options import ConfigOption, JsonOption
+
+if TYPE_CHECKING:
+    from ...config.schema import Config
+
+FILES = ("gatewatch.yaml", "rails.toml")
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+    group.command("init")(init)
+    group.command("check")(check)
+    group.command("show")(show)
+    app.add_typer(group, name="config", help="Write, check and show the configuration.")
+
+
+def init(
+    directory: Annotated[
+        Path, typer.Option("--directory", metavar="DIR", help="Where the files are written.")
+    ] = Path("/etc/gatewatch"),
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+) -> None:
+    """Write gatewatch.yaml and rails.toml with every option, its default and a comment."""
+    from importlib.resources import files
+
+    package = files("gatewatch.config")
+    defaults = {name: package.joinpath(name) for name in FILES}
+    there = [directory / name for name in defaults if (directory / name).exists()]
+    if there and not force:
+        raise ConfigError(
+            f"{', '.join(map(str, there))}: exists already",
+            remedy="--force replaces it, --directory writes elsewhere",
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, source in defaults.items():
+        if source.is_file():
+            write_whole(directory / name, source.read_text(encoding="utf-8"))
+            print(f"wrote {directory / name}")
+    print(
+        f"next: name your management networks in {directory / 'rails.toml'}, then run `gatewatch config check`"
+    )
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old content or the new, never half of it."""
+    import os
+    import tempfile
+
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            os.fchmod(file.fileno(), 0o644)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def check(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="The configuration; default: the one in use.")
+    ] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Check the configuration, the rails file and the playbooks; exit code 2 where anything is wrong."""
+    from ...config.loader import DEFAULT_FILE, load
+
+    path = file or config
+    wrong: list[str] = []
+    try:
+        loaded = load(path)
+    except ConfigError as error:
+        raise error from None
+    for part in (_check_detectors, _check_playbooks, _check_rails):
+        try:
+            print(part(loaded))
+        except ConfigError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    if path is None and not DEFAULT_FILE.exists():
+        print(
+            f"{DEFAULT_FILE}: not there, so every option has its default; `gatewatch config init` writes it"
+        )
+    else:
+        print(f"{path or DEFAULT_FILE}: ok, mode {loaded.mode}")
+
+
+def _check_detectors(config: Config) -> str:
+    named = ", ".join(n for n, o in config.detectors.items() if not o.enabled)
+    return f"detectors: ok, {f'not running: {named}' if named else 'all run'}"
+
+
+def _check_playbooks(config: Config) -> str:
+    from ...playbooks.loader import load_playbooks
+
+    found = load_playbooks(config.playbooks.directories, shipped=config.playbooks.shipped)
+    return f"playbooks: ok, {', '.join(p.name for p in found) or 'none'}"
+
+
+def _check_rails(config: Config) -> str:
+    from ..enforcer.rails import load as load_rails
+
+    if not Path(config.rails).exists() and config.mode == "observe":
+        return f"rails {config.rails}: not there; enforce mode needs it; `gatewatch config init` writes it"
+    rails = load_rails(config.rails)
+    if config.mode == "enforce" and not rails.management:
+        raise ConfigError(
+            f"rails {config.rails}: management: names no network, and the mode is enforce",
+            remedy="name the networks that operators come from, or set mode: observe",
+        )
+    endpoints = ", ".join(e.name for e in rails.endpoints) or "none"
+    return f"rails {config.rails}: ok, {len(rails.management)} management networks, endpoints: {endpoints}"
+
+
+def show(config: ConfigOption = None, json: JsonOption = False) -> None:
+    """Show every option with its value and where the value comes from."""
+    from json import dumps
+
+    from ...config.loader import effective, load_with_origin
+    from .output import emit
+
+    loaded = load_with_origin(config)
+
+    def rows() -> Any:
+        for key, value in effective(loaded.config):
+            text = value if json or isinstance(value, str) else dumps(value)
+            yield {"option": ".".join(map(str, key)), "value": text, "from": loaded.origin(key)}
+
+    emit(rows(), json, ("option", "value", "from"))
