@@ -1,0 +1,256 @@
+"""The kernel's receive ring of a packet socket, seen as a two-dimensional array of bytes.
+
+Frames stay where the kernel wrote them and are decoded there. A ring never sends, and is bound only after its
+filter is in place, so that no frame reaches it unfiltered.
+
+The socket is cooked (SOCK_DGRAM): each frame begins at its network header whatever the link is (Ethernet, a
+tunnel, WireGuard, loopback), always at the same offset of its slot. Constants and layouts: linux/if_packet.h,
+Documentation/networking/packet_mmap.rst of the kernel.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import socket
+import struct
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError, PrivilegeError
+from ..events import I64, U8, U16, U32, Bool
+from . import bpf
+
+SOL_PACKET = 263
+PACKET_ADD_MEMBERSHIP, PACKET_RX_RING, PACKET_STATISTICS, PACKET_VERSION, PACKET_FANOUT = 1, 5, 6, 10, 18
+PACKET_MR_PROMISC, PACKET_FANOUT_HASH, TPACKET_V2 = 1, 0, 1
+SO_ATTACH_FILTER, SO_LOCK_FILTER = 26, 44
+ETH_P_ALL = 0x0003
+
+TP_STATUS_KERNEL, TP_STATUS_USER, TP_STATUS_VLAN_VALID = 0, 1, 16
+
+NETWORK_AT = 80
+"""Where the network header lies in a slot: TPACKET2_HDRLEN (52) and 16 bytes, aligned to 16."""
+
+ARPHRD_ETHER, ARPHRD_LOOPBACK = 1, 772  # linux/if_arp.h: the links whose header has 14 bytes
+ETHERNET_HEADER = 14
+LINKTYPE_RAW = 101
+"""How frames of a ring are to be decoded: they begin with an IP header."""
+
+DEFAULT_SNAPLEN = 432  # with NETWORK_AT, a slot of 512 bytes
+DEFAULT_FRAMES = 8192
+
+
+class Frames(NamedTuple):
+    """Frames that wait in a ring, valid until they are released; the first six as `decode` takes them."""
+
+    buffer: U8  # uint8[slots, width]: the whole ring
+    starts: I64  # int64[n]: where the IP header of each frame is, in the flattened buffer
+    captured: U32  # uint32[n]: bytes of it that are there
+    wire: U32  # uint32[n]: bytes of the packet, from its IP header
+    time_ns: I64  # int64[n]
+    vlan: U16  # uint16[n]: the innermost VLAN id, 0 where there is none
+    link_header: U32  # uint32[n]: bytes of link header and tags that came before the IP header on the wire
+
+
+def _slot_layout(width: int) -> np.dtype[np.void]:
+    """`struct tpacket2_hdr` and, behind it, `struct sockaddr_ll`, once every `width` bytes."""
+    return np.dtype(
+        {
+            "names": [
+                "status",
+                "wire",
+                "captured",
+                "s",
+                "ns",
+                "tci",
+                "protocol",
+                "hatype",
+                "half",
+                "version4",
+            ],
+            "formats": ["=u4", "=u4", "=u4", "=u4", "=u4", "=u2", ">u2", "=u2", (">u2", (3,)), "u1"],
+            "offsets": [0, 4, 8, 16, 20, 24, 34, 40, NETWORK_AT, NETWORK_AT + 4],
+            "itemsize": width,
+        }
+    )
+
+
+class PacketRing:
+    """A receive ring on one interface, or on all.
+
+    interface   its name; None for all of the network namespace
+    frames      slots, rounded up to a power of two
+    snaplen     most bytes copied of a packet, from its IP header; rounded up to what fills the slot
+    one_in      of what no rule of the filter passes, one packet in this many is taken
+    fanout      number of a PACKET_FANOUT group, by which several rings share an interface's flows
+    promiscuous also take what is addressed to other machines (a mirror port)
+
+    Raises InputError for an interface that does not exist, and where the kernel refuses the ring;
+    PrivilegeError without CAP_NET_RAW.
+    """
+
+    def __init__(
+        self,
+        interface: str | None,
+        *,
+        frames: int = DEFAULT_FRAMES,
+        snaplen: int = DEFAULT_SNAPLEN,
+        one_in: int = 64,
+        fanout: int | None = None,
+        promiscuous: bool = False,
+    ) -> None:
+        width = 1 << (NETWORK_AT + snaplen - 1).bit_length()
+        block = max(width, 1 << 16)
+        frames = max(1 << (frames - 1).bit_length(), block // width)
+        if not 176 <= width - NETWORK_AT <= 0xFFFF or frames * width > 1 << 31:
+            raise InputError(f"a ring of {frames} frames with {snaplen} bytes of each cannot be made")
+        self.interface = interface
+        self.one_in = one_in
+        self.packets = 0  # that passed the filter since the ring was opened, lost ones included
+        self.dropped = 0  # that found no free slot
+        self._head = 0
+        try:
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
+        except PermissionError:
+            raise PrivilegeError(
+                "packets cannot be captured without CAP_NET_RAW",
+                remedy="start as root, or give the unit AmbientCapabilities=CAP_NET_RAW",
+            ) from None
+        try:
+            index = _index_of(interface)
+            _attach(self._socket, bpf.packet_filter(width - NETWORK_AT, one_in))
+            self._socket.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V2)
+            request = struct.pack("=4I", block, frames * width // block, width, frames)
+            self._socket.setsockopt(SOL_PACKET, PACKET_RX_RING, request)
+            self._memory = mmap.mmap(self._socket.fileno(), frames * width)
+            self._socket.bind((interface or "", ETH_P_ALL))
+            if fanout is not None:
+                self._socket.setsockopt(SOL_PACKET, PACKET_FANOUT, fanout & 0xFFFF | PACKET_FANOUT_HASH << 16)
+            if promiscuous and index:
+                membership = struct.pack("=iHH8s", index, PACKET_MR_PROMISC, 0, b"")
+                self._socket.setsockopt(SOL_PACKET, PACKET_ADD_MEMBERSHIP, membership)
+        except OSError as refused:
+            self._socket.close()
+            raise InputError(
+                f"interface {interface or '(all)'}: the kernel refused the packet ring: {refused.strerror}",
+                remedy="check that memory suffices, or name fewer interfaces",
+            ) from refused
+        except InputError:
+            self._socket.close()
+            raise
+        self.buffer: U8 = np.frombuffer(self._memory, np.uint8).reshape(frames, width)
+        self._slots: NDArray[np.void] = np.frombuffer(self._memory, _slot_layout(width))
+        self._status: U32 = self._slots["status"]
+
+    def fileno(self) -> int:
+        """The packet socket, readable when frames wait."""
+        return self._socket.fileno()
+
+    def take(self, limit: int) -> Frames:
+        """The frames that wait, in the order of their arrival, at most `limit` and not past the ring's end.
+
+        They stay the caller's until `release`. Which of them are there is read before what is in them; between
+        the two lie enough instructions and branches on what was read.
+        """
+        head = self._head
+        waiting = self._status[head : head + limit] & TP_STATUS_USER != 0
+        count = len(waiting) if waiting.all() else int(waiting.argmin())
+        slots = self._slots[head : head + count]
+        starts = np.arange(head, head + count, dtype=np.int64) * self.buffer.shape[1] + NETWORK_AT
+        wire = slots["wire"].copy()
+        captured = slots["captured"].copy()
+        time_ns = slots["s"].astype(np.int64) * 1_000_000_000 + slots["ns"]
+        stripped = slots["status"] & TP_STATUS_VLAN_VALID != 0
+        vlan = np.where(stripped, slots["tci"] & 0x0FFF, 0).astype(np.uint16)
+        ethernet = (slots["hatype"] == ARPHRD_ETHER) | (slots["hatype"] == ARPHRD_LOOPBACK)
+        link_header = (ethernet * ETHERNET_HEADER + stripped * 4).astype(np.uint32)
+        tagged = _tagged(slots, stripped, wire)
+        if tagged.any():
+            starts[tagged] += 4
+            wire[tagged] -= 4
+            captured[tagged] -= 4
+            link_header[tagged] += 4
+            vlan[tagged] = slots["half"][tagged, 0] & 0x0FFF
+        return Frames(self.buffer, starts, captured, wire, time_ns, vlan, link_header)
+
+    def release(self, count: int) -> None:
+        """Give the first `count` frames taken back to the kernel."""
+        self._status[self._head : self._head + count] = TP_STATUS_KERNEL
+        self._head = (self._head + count) % len(self._status)
+
+    def read_statistics(self) -> None:
+        """Bring `packets` and `dropped` up to date; the kernel's own counters start again at each reading."""
+        packets, dropped = struct.unpack("=II", self._socket.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
+        self.packets += packets
+        self.dropped += dropped
+
+    def clear_error(self) -> bool:
+        """Take note that the interface went down (poll says POLLERR); False if it is gone for good.
+
+        A ring on an interface that comes up again goes on by itself.
+        """
+        self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if self.interface is None:
+            return True
+        try:
+            return bool(self._socket.getsockname()[0])
+        except OSError as gone:
+            if gone.errno in (errno.ENODEV, errno.ENXIO):
+                return False
+            raise
+
+    def close(self) -> None:
+        del self._status, self._slots, self.buffer
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _tagged(slots: NDArray[np.void], stripped: Bool, wire: U32) -> Bool:
+    """Which frames have a VLAN tag before their IP header: the inner of two, when the driver took the outer.
+
+    Since Linux 6.10 the protocol that the kernel tells is the one inside the tags, so the bytes decide: the
+    slot begins with the last four of a tag, and read as an IP header its length contradicts the frame's.
+    """
+    protocol = slots["protocol"]
+    candidate: Bool = stripped | (protocol == 0x8100) | (protocol == 0x88A8)
+    if not candidate.any():
+        return candidate
+    half = slots["half"]
+    inside = slots["version4"] >> 4
+    type_inside = half[:, 1]
+    is_tag = ((type_inside == 0x0800) & (inside == 4)) | ((type_inside == 0x86DD) & (inside == 6))
+    outside = half[:, 0] >> 12
+    is_ip = ((outside == 4) & (half[:, 1] == wire)) | ((outside == 6) & (half[:, 2] + np.uint32(40) == wire))
+    candidate &= is_tag & ~is_ip & (slots["captured"] >= 24)
+    return candidate
+
+
+def _index_of(interface: str | None) -> int:
+    if interface is None:
+        return 0
+    try:
+        return socket.if_nametoindex(interface)
+    except OSError:
+        there = ", ".join(name for _, name in socket.if_nameindex())
+        raise InputError(f"no interface {interface!r}", remedy=f"name one of: {there}") from None
+
+
+def _attach(packets: socket.socket, program: list[bpf.Instruction]) -> None:
+    """SO_ATTACH_FILTER with a `struct sock_fprog` (linux/filter.h), then locked against removal."""
+    code = ctypes.create_string_buffer(bpf.machine_code(program))
+    packets.setsockopt(
+        socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(program), ctypes.addressof(code))
+    )
+    packets.setsockopt(socket.SOL_SOCKET, SO_LOCK_FILTER, 1)
