@@ -38,11 +38,16 @@ def load(path: Path | str | None = None) -> Config:
     return load_with_origin(path).config
 
 
+def defaults() -> Config:
+    """The configuration where no file says anything; the rails file is the one in /etc/gatewatch."""
+    return Config.model_validate({}, context={"base": DEFAULT_FILE.parent})
+
+
 def load_with_origin(path: Path | str | None = None) -> Loaded:
     """As `load`, with the line of each value."""
     if path is None:
         if not DEFAULT_FILE.exists():
-            return Loaded(Config.model_validate({}, context={"base": DEFAULT_FILE.parent}), None)
+            return Loaded(defaults(), None)
         path = DEFAULT_FILE
     path = Path(path)
     if path.is_dir():

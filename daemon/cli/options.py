@@ -38,7 +38,17 @@ def load_config(path: Path | None, state: Path | None = None) -> Config:
     """
     from ...config.loader import load
 
-    config = load(path)
+    return _in(load(path), state)
+
+
+def load_defaults(state: Path | None = None) -> Config:
+    """The configuration where the file says nothing."""
+    from ...config.loader import defaults
+
+    return _in(defaults(), state)
+
+
+def _in(config: Config, state: Path | None) -> Config:
     return config if state is None else config.model_copy(update={"state": str(state.absolute())})
 
 

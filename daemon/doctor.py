@@ -1,0 +1,361 @@
+"""What `gatewatch doctor` checks: whether this machine has what Gatewatch needs, and how to mend what is missing.
+
+Every check looks and changes nothing. A check that cannot be made says so; none may raise.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Literal
+
+from ..config.schema import Config
+from .errors import ConfigError, GatewatchError
+
+State = Literal["ok", "warn", "fail"]
+
+CAP_NET_ADMIN, CAP_NET_RAW = 12, 13
+"""linux/capability.h."""
+
+STA_UNSYNC, TIME_ERROR = 0x0040, 5
+"""linux/timex.h."""
+
+LOGS = ("/var/log/auth.log", "/var/log/secure", "/var/log/nginx/access.log")
+LIBRARIES = ("numpy", "Cython", "pydantic", "msgspec", "asyncinotify", "typer", "rich", "PyYAML")
+LEAST_FREE_BYTES, LOW_FREE_BYTES = 100 << 20, 1 << 30
+PACKAGE = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at. `remedy` is empty where nothing needs mending."""
+
+    check: str
+    state: State
+    detail: str
+    remedy: str = ""
+
+
+def examine(config: Config, *, socket: Path) -> Iterator[Check]:
+    """Every check, in the order in which they are best mended. `socket` is the enforcer's."""
+    checks: tuple[Callable[[], Iterator[Check]], ...] = (
+        _python,
+        _libraries,
+        _extensions,
+        lambda: _privileges(config),
+        lambda: _nftables(config),
+        lambda: _interfaces(config),
+        lambda: _logs(config),
+        lambda: _journal(config),
+        _clock,
+        lambda: _state_folder(config),
+        lambda: _rails(config),
+        lambda: _playbooks(config),
+        lambda: _enforcer(config, socket),
+    )
+    for check in checks:
+        try:
+            yield from check()
+        except GatewatchError as error:
+            yield Check("examination", "fail", error.message, error.remedy)
+        except (OSError, ValueError, RuntimeError) as error:
+            yield Check("examination", "warn", f"one check could not be made: {error}")
+
+
+def _python() -> Iterator[Check]:
+    yield Check("python", "ok", f"{sys.version.split()[0]} in {sys.prefix}")
+
+
+def _libraries() -> Iterator[Check]:
+    least = _lower_bounds()
+    found, wrong = [], []
+    for name in LIBRARIES:
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            wrong.append(f"{name} is missing")
+            continue
+        found.append(f"{name} {version}")
+        if _numbers(version) < _numbers(least.get(name.lower(), "0")):
+            wrong.append(f"{name} {version} is older than {least[name.lower()]}")
+    if wrong:
+        yield Check(
+            "libraries", "fail", ", ".join(wrong), "run `make venv`, or install Gatewatch again with pip"
+        )
+    else:
+        yield Check("libraries", "ok", ", ".join(found))
+
+
+def _lower_bounds() -> dict[str, str]:
+    try:
+        required = importlib.metadata.requires("gatewatch") or []
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    pairs = (re.match(r"([A-Za-z0-9_.-]+)\s*>=\s*([0-9.]+)", r) for r in required)
+    return {p[1].lower(): p[2] for p in pairs if p is not None}
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in re.findall(r"\d+", version)[:3])
+
+
+def _extensions() -> Iterator[Check]:
+    """The hot loops are the files that import Cython's shadow module; compiled, an extension lies beside them."""
+    hot = [p for p in sorted(PACKAGE.glob("d*/**/*.py")) if _is_hot(p)]
+    slow = [p.stem for p in hot if not any(p.with_name(p.stem + s).exists() for s in EXTENSION_SUFFIXES)]
+    if slow:
+        yield Check(
+            "compiled loops",
+            "warn",
+            f"{', '.join(slow)} run uncompiled: all works, many times slower",
+            "install a C compiler and Python's headers (apt install gcc python3-dev), then install Gatewatch again",
+        )
+    else:
+        yield Check("compiled loops", "ok", f"{len(hot)} compiled")
+
+
+def _is_hot(path: Path) -> bool:
+    with open(path, encoding="utf-8") as file:
+        return any(line.startswith("import cython") for line in file)
+
+
+def capabilities() -> int:
+    """The effective capabilities of this process as a bit set (proc(5)); 0 where they cannot be read."""
+    found = re.search(r"^CapEff:\s*([0-9a-f]+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(found[1], 16) if found else 0
+
+
+def _privileges(config: Config) -> Iterator[Check]:
+    held = capabilities()
+    for name, bit, what, needed in (
+        ("CAP_NET_ADMIN", CAP_NET_ADMIN, "block and kill", config.mode == "enforce"),
+        ("CAP_NET_RAW", CAP_NET_RAW, "watch packets", config.collectors.packets.enabled is True),
+    ):
+        if held >> bit & 1:
+            yield Check(name, "ok", f"held: may {what}")
+        else:
+            state: State = "fail" if needed else "warn"
+            yield Check(name, state, f"not held: cannot {what}", "run as root (sudo gatewatch ...)")
+
+
+def _nftables(config: Config) -> Iterator[Check]:
+    try:
+        ctypes.CDLL("libnftables.so.1")
+    except OSError:
+        state: State = "fail" if config.mode == "enforce" else "warn"
+        yield Check("libnftables", state, "not found: nothing can be blocked", "apt install libnftables1")
+    else:
+        yield Check("libnftables", "ok", "libnftables.so.1")
+
+
+def _interfaces(config: Config) -> Iterator[Check]:
+    wanted = config.collectors.packets
+    if wanted.enabled is False:
+        yield Check("interfaces", "ok", "packets are not watched (collectors.packets.enabled: false)")
+        return
+    there = sorted(p.name for p in Path("/sys/class/net").iterdir())
+    if wanted.interfaces == "auto":
+        default = default_interface()
+        if default is None:
+            yield Check(
+                "interfaces", "warn", "no default route", "name them under collectors.packets.interfaces"
+            )
+        else:
+            yield Check("interfaces", "ok", f"{default}, by the default route")
+        return
+    for name in wanted.interfaces:
+        if name in there:
+            yield Check(f"interface {name}", "ok", "there")
+        else:
+            yield Check(f"interface {name}", "fail", "unknown", f"there are: {', '.join(there)}")
+
+
+def default_interface() -> str | None:
+    """The interface of the IPv4 or else the IPv6 default route (proc(5), net/route and net/ipv6_route)."""
+    try:
+        for line in Path("/proc/net/route").read_text().splitlines()[1:]:
+            fields = line.split()
+            if len(fields) > 7 and fields[1] == fields[7] == "00000000":
+                return fields[0]
+        for line in Path("/proc/net/ipv6_route").read_text().splitlines():
+            fields = line.split()
+            if len(fields) > 9 and fields[0] == "0" * 32 and fields[1] == "00" and fields[9] != "lo":
+                return fields[9]
+    except OSError:
+        pass
+    return None
+
+
+def _logs(config: Config) -> Iterator[Check]:
+    logs = config.collectors.logs
+    if isinstance(logs, list):
+        for log in logs:
+            yield _log(log.path, missing="fail")
+        return
+    there = [path for path in LOGS if Path(path).exists()]
+    for path in there:
+        yield _log(path, missing="warn")
+    if not there:
+        yield Check(
+            "logs",
+            "warn",
+            f"none of {', '.join(LOGS)} exists",
+            "name yours under collectors.logs, or use the journal",
+        )
+
+
+def _log(path: str, *, missing: State) -> Check:
+    try:
+        with open(path, "rb") as file:
+            file.read(1)
+    except FileNotFoundError:
+        return Check(f"log {path}", missing, "no such file", "correct collectors.logs")
+    except IsADirectoryError:
+        return Check(f"log {path}", "fail", "is a folder", "name a file under collectors.logs")
+    except PermissionError:
+        return Check(
+            f"log {path}", "fail", "not readable by this user", f"sudo usermod -aG adm {_user()}, log in anew"
+        )
+    except OSError as error:
+        return Check(f"log {path}", "fail", error.strerror or str(error))
+    return Check(f"log {path}", "ok", "readable")
+
+
+def _user() -> str:
+    import pwd
+
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+def _journal(config: Config) -> Iterator[Check]:
+    enabled = config.collectors.journal.enabled
+    if enabled is False:
+        yield Check("journal", "ok", "not read (collectors.journal.enabled: false)")
+        return
+    bad: State = "fail" if enabled is True else "warn"
+    remedy = "set collectors.journal.enabled: false where logs are files"
+    if shutil.which("journalctl") is None:
+        yield Check("journal", bad, "journalctl is not installed", remedy)
+        return
+    try:
+        done = subprocess.run(
+            ["journalctl", "--quiet", "-n", "1", "-o", "json", "--no-pager"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        yield Check("journal", bad, f"journalctl does not answer ({error})", remedy)
+        return
+    if done.returncode == 0 and done.stdout.strip():
+        yield Check("journal", "ok", "readable")
+    else:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        detail = said[-1] if said else "holds nothing that this user may read"
+        yield Check(
+            "journal", bad, detail, f"sudo usermod -aG systemd-journal {_user()}, log in anew; or {remedy}"
+        )
+
+
+def _clock() -> Iterator[Check]:
+    synchronised = clock_synchronised()
+    if synchronised is None:
+        yield Check("clock", "warn", "the kernel does not say whether it is synchronised")
+    elif synchronised:
+        yield Check("clock", "ok", "synchronised")
+    else:
+        yield Check("clock", "warn", "not synchronised", "timedatectl set-ntp true, or apt install chrony")
+
+
+def clock_synchronised() -> bool | None:
+    """What the kernel says (adjtimex(2), which only reads with modes = 0); None where it does not say."""
+    size, offset = 256, struct.calcsize("@Illlli") - struct.calcsize("i")
+    buffer = ctypes.create_string_buffer(size)
+    try:
+        state = ctypes.CDLL(None, use_errno=True).adjtimex(buffer)
+    except (OSError, AttributeError):
+        return None
+    if state < 0:
+        return None
+    status = struct.unpack_from("@i", buffer, offset)[0]
+    return not status & STA_UNSYNC
+
+
+def _state_folder(config: Config) -> Iterator[Check]:
+    folder = config.state_folder()
+    nearest = next(p for p in (folder, *folder.parents) if p.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        yield Check(
+            "state folder", "fail", f"{folder} cannot be written", "run as root, or set another with --state"
+        )
+        return
+    yield Check("state folder", "ok", f"{folder}{'' if nearest == folder else ', made at the first start'}")
+    free = shutil.disk_usage(nearest).free
+    detail = f"{free / (1 << 30):.1f} GiB free at {nearest}"
+    if free < LEAST_FREE_BYTES:
+        yield Check("disk space", "fail", detail, "make room: alerts and the audit log need it")
+    else:
+        yield Check("disk space", "warn" if free < LOW_FREE_BYTES else "ok", detail)
+
+
+def _rails(config: Config) -> Iterator[Check]:
+    from .enforcer.rails import load
+
+    bad: State = "fail" if config.mode == "enforce" else "warn"
+    path = Path(config.rails)
+    if not path.exists():
+        yield Check("rails", bad, f"{path} does not exist", "gatewatch config init")
+        return
+    try:
+        rails = load(path)
+    except ConfigError as error:
+        yield Check("rails", "fail", error.message, error.remedy)
+        return
+    if not rails.management:
+        yield Check("rails", bad, f"{path} names no management network", "name where operators come from")
+        return
+    yield Check("rails", "ok", f"management: {', '.join(map(str, rails.management))}")
+    if not rails.endpoints:
+        yield Check(
+            "endpoints", "warn", f"{path} names none: a kill switch has nothing to cut", "name them there"
+        )
+
+
+def _playbooks(config: Config) -> Iterator[Check]:
+    from ..playbooks.loader import load_playbooks
+
+    try:
+        found = load_playbooks(config.playbooks.directories, shipped=config.playbooks.shipped)
+    except ConfigError as error:
+        yield Check("playbooks", "fail", error.message, error.remedy)
+    else:
+        yield Check("playbooks", "ok" if found else "warn", ", ".join(p.name for p in found) or "none")
+
+
+def _enforcer(config: Config, socket: Path) -> Iterator[Check]:
+    from .enforcer.client import Enforcer
+
+    bad: State = "fail" if config.mode == "enforce" else "warn"
+    enforcer = Enforcer(socket)
+    try:
+        enforcer.status()
+    except GatewatchError as error:
+        yield Check("enforcer", bad, error.message, error.remedy or "gatewatch run, as root, starts it")
+    else:
+        yield Check("enforcer", "ok", f"answers at {socket}")
+    finally:
+        enforcer.close()
