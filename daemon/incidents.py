@@ -200,6 +200,17 @@ def finding_document(finding: Finding) -> dict[str, Any]:
     return made
 
 
+def action_document(action: Mapping[str, Any]) -> dict[str, Any]:
+    """An action as users and sinks see it; times in RFC 3339."""
+    made = {k: v for k, v in action.items() if k not in ("time_ns", "reason")}
+    until = (
+        {"until": rfc3339(action["time_ns"] + action["ttl_s"] * NS_PER_S)}
+        if action["ttl_s"] and action["state"] == "done"
+        else {}
+    )
+    return made | {"time": rfc3339(action["time_ns"])} | until
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """An incident that findings changed. `telling` is whether the sinks hear of it as a new revision."""

@@ -17,7 +17,7 @@ from ..detectors.finding import finding_id
 from ..playbooks.engine import Decision, DecisionContext, Engine
 from .enforcer.client import Enforcer
 from .errors import EnforcerError, RefusedError
-from .events import NS_PER_S, rfc3339
+from .events import NS_PER_S
 from .store import Store
 
 MOST_WAITING = 1000
@@ -59,6 +59,7 @@ class Responder:
         self._clock = clock
         self._queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._waiting: dict[str, dict[str, Any]] = {}
+        self._failed: dict[str, dict[str, Any]] = {}
         self._thread = ThreadPoolExecutor(1, "enforcer")
 
     @property
@@ -109,9 +110,18 @@ class Responder:
         while True:
             action = await self._queue.get()
             state, why = await loop.run_in_executor(self._thread, self._carry_out, action)
+            if state == "failed" and len(self._failed) < MOST_WAITING:
+                self._failed[action["id"]] = dict(action)
             action |= {"state": state, "why": why, "time_ns": self._clock()}
             finished(action)
             self._say(f"{action['action']} {action['target']}: {state}, {why}")
+
+    def retry_failed(self) -> None:
+        """Asks again for what failed (the enforcer was away), as long as it is not too old."""
+        failed, self._failed = self._failed, {}
+        for action in failed.values():
+            if self._clock() - action["time_ns"] <= self._max_action_age_s * NS_PER_S:
+                self._queue.put_nowait(action)
 
     def pending_again(self) -> None:
         """After a restart: what was decided and not yet carried out."""
@@ -184,14 +194,3 @@ class Responder:
             given_up = next(iter(self._waiting))
             del self._waiting[given_up]
             self._say(f"incident {given_up}: no longer waits for corroboration, too many do")
-
-
-def action_document(action: Mapping[str, Any]) -> dict[str, Any]:
-    """An action as users and sinks see it; times in RFC 3339."""
-    made = {k: v for k, v in action.items() if k not in ("time_ns", "reason")}
-    until = (
-        {"until": rfc3339(action["time_ns"] + action["ttl_s"] * NS_PER_S)}
-        if action["ttl_s"] and action["state"] == "done"
-        else {}
-    )
-    return made | {"time": rfc3339(action["time_ns"])} | until

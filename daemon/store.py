@@ -23,6 +23,7 @@ import msgspec
 import numpy as np
 
 from .errors import StoreError
+from .incidents import action_document
 
 SCHEMA_VERSION = 1
 SCHEMA = """
@@ -256,7 +257,7 @@ class Store:
         ).fetchall()
         return [
             json.loads(document)
-            | {"status": state, "actions": self.actions(incident=id_)}
+            | {"status": state, "actions": [action_document(a) for a in self.actions(incident=id_)]}
             | ({"note": note} if note else {})
             for id_, state, note, document in rows
         ]

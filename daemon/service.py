@@ -1,0 +1,341 @@
+"""Starts and joins the processes where systemd does not: `gatewatch run`.
+
+It looks at what this machine has and what this user may do, says in one line each what is off and how to turn it
+on, and goes on with the rest. Everything that it writes lies in one state folder.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from ..config.schema import Config
+from . import sandbox
+from .analyser import LogSource, Parts, run_analyser
+from .assembly import load_rails
+from .cli.output import printable
+from .collectors.worker import WorkerOptions, run_worker
+from .enforcer.host import own_addresses
+from .enforcer.rails import Rails
+from .errors import ConfigError, GatewatchError
+from .events import rfc3339
+from .sinks.shipper import run_shipper
+from .supervisor import (
+    Identity,
+    Process,
+    Supervisor,
+    fork,
+    identity,
+    listen,
+    make_folder,
+    notify_systemd,
+    start_enforcer,
+)
+
+AUTH_LOGS = ("/var/log/auth.log", "/var/log/secure")
+ACCESS_LOGS = ("/var/log/nginx/access.log",)
+LOG_GROUPS = ("adm", "systemd-journal")
+ENFORCER_PATIENCE_S = 5.0
+
+
+def say(text: str) -> None:
+    """One line for whoever watches, with the time; nothing from a log can do harm in a terminal."""
+    print(f"{rfc3339(time.time_ns() // 1_000_000 * 1_000_000)} {printable(text)}", flush=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What runs on this machine with this configuration and these privileges."""
+
+    logs: tuple[LogSource, ...]
+    journal: bool
+    interfaces: tuple[str, ...]
+    enforcer: bool
+    rails: Rails | None
+    local: tuple[str, ...]
+
+
+def plan(config: Config, mode: str, tell: Callable[[str], None]) -> Plan:
+    """What can run; tells in one line what cannot, why, and how to turn it on.
+
+    Raises ConfigError where enforcing is asked for and cannot be had.
+    """
+    root = os.geteuid() == 0
+    rails = load_rails(config)
+    if mode == "enforce":
+        _may_enforce(root, rails, config)
+    logs = _logs(config, tell)
+    journal = _journal(config, logs, tell)
+    interfaces = _interfaces(config, root, tell)
+    enforcer = root and rails is not None
+    if not root:
+        tell("response is off: blocks and the kill switch need root; start as root to have them")
+    elif rails is None:
+        tell(f"response is off: no rails file {config.rails}; `gatewatch config init` writes one")
+    return Plan(logs, journal, interfaces, enforcer, rails, _local(config))
+
+
+def _may_enforce(root: bool, rails: Rails | None, config: Config) -> None:
+    if not root:
+        raise ConfigError("mode enforce needs root", remedy="start as root, or with --observe")
+    if rails is None:
+        raise ConfigError(
+            f"mode enforce needs the rails file {config.rails}", remedy="`gatewatch config init` writes one"
+        )
+    if not rails.management:
+        raise ConfigError(
+            f"{rails.path}: management: is empty, and enforcing could lock you out",
+            remedy="name the networks from which you manage this machine",
+        )
+
+
+def _logs(config: Config, tell: Callable[[str], None]) -> tuple[LogSource, ...]:
+    chosen = config.collectors.logs
+    if chosen != "auto":
+        return tuple(
+            LogSource(Path(log.path), log.format, log.trusted, log.timezone, log.year) for log in chosen
+        )
+    found = []
+    for paths, form, what in ((AUTH_LOGS, "sshd", "logins"), (ACCESS_LOGS, "nginx", "requests")):
+        present = [p for p in paths if Path(p).exists()]
+        readable = [p for p in present if os.access(p, os.R_OK)]
+        found += [LogSource(Path(p), form) for p in readable[:1]]
+        if present and not readable:
+            tell(
+                f"{what}: {present[0]} is off: not readable; add this user to the group adm, or start as root"
+            )
+        elif not present:
+            tell(f"{what}: off: none of {', '.join(paths)} exists; name yours under collectors.logs")
+    return tuple(found)
+
+
+def _journal(config: Config, logs: tuple[LogSource, ...], tell: Callable[[str], None]) -> bool:
+    from .collectors.journal import probe
+
+    chosen = config.collectors.journal.enabled
+    has_auth_log = config.collectors.logs != "auto" or any(log.format == "sshd" for log in logs)
+    if chosen is False or (chosen == "auto" and has_auth_log):
+        return False
+    reason = probe()
+    if reason is not None:
+        tell(f"journal: off: {reason}")
+    return reason is None
+
+
+def _interfaces(config: Config, root: bool, tell: Callable[[str], None]) -> tuple[str, ...]:
+    packets = config.collectors.packets
+    if packets.enabled is False:
+        return ()
+    if not root:
+        tell("packets: off: capturing needs CAP_NET_RAW; start as root")
+        return ()
+    if packets.interfaces != "auto":
+        names = [name for _, name in socket.if_nameindex()]
+        missing = [i for i in packets.interfaces if i not in names]
+        if missing:
+            present = ", ".join(names)
+            raise ConfigError(
+                f"collectors.packets.interfaces: there is no interface {missing[0]}",
+                remedy=f"choose among {present}",
+            )
+        return tuple(packets.interfaces)
+    name = default_interface()
+    if name is None:
+        tell("packets: off: there is no default route; name interfaces under collectors.packets.interfaces")
+        return ()
+    return (name,)
+
+
+def default_interface() -> str | None:
+    """The interface of the IPv4 or IPv6 default route, from /proc/net (proc(5))."""
+    for line in _lines("/proc/net/route")[1:]:
+        fields = line.split()
+        if len(fields) > 7 and fields[1] == "00000000" and fields[7] == "00000000":
+            return fields[0]
+    for line in _lines("/proc/net/ipv6_route"):
+        fields = line.split()
+        if len(fields) > 9 and fields[0] == "0" * 32 and fields[1] == "00" and fields[9] != "lo":
+            return fields[9]
+    return None
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _local(config: Config) -> tuple[str, ...]:
+    if config.network.local != "auto":
+        return tuple(str(n) for n in config.network.local)
+    return tuple(str(a) for a in own_addresses())
+
+
+class Service:
+    """The processes of one gateway, with what joins them."""
+
+    def __init__(self, config: Config, mode: str, state: Path) -> None:
+        self._config = config
+        self._mode = mode
+        self._state = state
+        self._plan = plan(config, mode, say)
+        self._analyser_id = identity("gatewatch", 0, LOG_GROUPS)
+        self._packets_id = identity("gatewatch-packets", 1)
+        self._shipper_id = identity("gatewatch-sinks", 2)
+        self._supervisor = Supervisor(say)
+        self._packets: Process | None = None
+        self._control: socket.socket | None = None
+        self._ready = False
+
+    def run(self) -> int:
+        """Starts everything and supervises it until SIGTERM or Ctrl-C."""
+        self._make_folders()
+        say(f"{self._mode} mode; state in {self._state}, alerts in {self._sinks_text()}")
+        for log in self._plan.logs:
+            say(f"follows {log.path}")
+        if self._plan.journal:
+            say(f"follows the journal of {', '.join(self._config.collectors.journal.units)}")
+        if self._plan.interfaces:
+            say(f"captures on {', '.join(self._plan.interfaces)}")
+        if not (self._plan.logs or self._plan.journal or self._plan.interfaces):
+            say("nothing to watch on this machine; `make demo` shows what Gatewatch does (root)")
+        self._commands = listen(self._state / "run" / "analyser.sock", 0o666)
+        self._outbox = listen(self._state / "run" / "outbox.sock", 0o666)
+        if self._plan.enforcer:
+            self._supervisor.add(
+                "enforcer",
+                partial(start_enforcer, self._state, Path(self._config.rails), self._analyser_id),
+            )
+            self._await_enforcer()
+        self._supervisor.add("analyser", self._start_analyser)
+        self._supervisor.add("shipper", self._start_shipper)
+        if self._plan.interfaces:
+            self._packets = self._supervisor.add("packets", self._start_packets)
+        notify_systemd("READY=1")
+        return self._supervisor.run(lambda: say("SIGHUP: nothing to reload"), self._exited)
+
+    def _sinks_text(self) -> str:
+        return ", ".join(str(self._config.sink_path(name)) for name in self._config.sinks) or "no sink"
+
+    def _make_folders(self) -> None:
+        everyone = Identity(None, None)
+        make_folder(self._state, everyone, 0o755)
+        make_folder(self._state / "run", everyone, 0o755)
+        make_folder(self._state / "analyser", self._analyser_id, 0o750)
+        make_folder(self._state / "sinks", self._shipper_id, 0o750)
+        for name in self._config.sinks:
+            folder = self._config.sink_path(name).parent
+            if not folder.exists():
+                make_folder(folder, self._shipper_id, 0o750)
+
+    def _await_enforcer(self) -> None:
+        """The kernel's state is restored before anything else starts; a slow enforcer does not stop detection."""
+        path = self._state / "run" / "enforcer.sock"
+        limit = time.monotonic() + ENFORCER_PATIENCE_S
+        while time.monotonic() < limit:
+            try:
+                with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+                    probe.connect(str(path))
+                    return
+            except OSError:
+                time.sleep(0.01)
+        say("the enforcer is not up yet; detection starts without it")
+
+    def _start_analyser(self) -> int:
+        if self._control is not None:
+            self._control.close()
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        theirs.setblocking(False)
+        parts = Parts(
+            config=self._config,
+            rails=self._plan.rails,
+            state=self._state,
+            mode=self._mode,
+            logs=self._plan.logs,
+            journal_units=tuple(self._config.collectors.journal.units) if self._plan.journal else (),
+            local=self._plan.local,
+            control=theirs,
+            commands=self._commands,
+            outbox=self._outbox,
+            shipper_uid=self._shipper_id.uid if self._shipper_id.uid is not None else os.geteuid(),
+            watches_packets=bool(self._plan.interfaces),
+            enforces=self._mode == "enforce" and self._plan.enforcer,
+            say=say,
+        )
+        parent = os.getpid()
+
+        def work() -> int:
+            become(self._analyser_id, parent)
+            return run_analyser(parts, lambda: say("ready"))
+
+        pid = fork(work, "analyser", [self._control])
+        theirs.close()
+        if self._packets is not None:
+            self._supervisor.restart(self._packets)
+        return pid
+
+    def _start_shipper(self) -> int:
+        sinks = {name: self._config.sink_path(name) for name in self._config.sinks}
+        parent = os.getpid()
+
+        def work() -> int:
+            become(self._shipper_id, parent)
+            return run_shipper(self._state / "run" / "outbox.sock", sinks)
+
+        return fork(work, "shipper", self._private_sockets())
+
+    def _start_packets(self) -> int:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        packets = self._config.collectors.packets
+        options = WorkerOptions(
+            interfaces=self._plan.interfaces,
+            one_in=packets.sample,
+            frames=packets.ring_frames,
+            uid=self._packets_id.uid,
+            gid=self._packets_id.gid,
+            sandbox=sandbox.seccomp_supported(),
+        )
+        if not options.sandbox:
+            say("packets: this processor has no system-call filter; the worker runs without it")
+
+        def work() -> int:
+            return run_worker(options, theirs)
+
+        pid = fork(work, "packets", [ours, *self._private_sockets()])
+        theirs.close()
+        assert self._control is not None
+        try:
+            socket.send_fds(self._control, [b"packets"], [ours.fileno()])
+        except OSError:
+            pass  # the analyser is gone: its restart restarts this worker
+        ours.close()
+        return pid
+
+    def _private_sockets(self) -> list[socket.socket]:
+        return [s for s in (self._control, self._commands, self._outbox) if s is not None]
+
+    def _exited(self, process: Process) -> None:
+        notify_systemd(f"STATUS={process.name} is started again")
+
+
+def become(who: Identity, parent: int) -> None:
+    """Gives up root for good, where there is root to give up, and ends with the service."""
+    if who.uid is not None and who.gid is not None:
+        sandbox.drop_to(who.uid, who.gid, who.groups)
+        sandbox.drop_capabilities()
+    sandbox.no_new_privileges()
+    sandbox.die_with_parent(parent)
+
+
+def run_service(config: Config, mode: str, state: Path) -> int:
+    """`gatewatch run`. Raises GatewatchError before anything was started."""
+    if sys.platform != "linux":
+        raise GatewatchError("Gatewatch runs on Linux alone")
+    return Service(config, mode, state).run()
