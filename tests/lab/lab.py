@@ -28,6 +28,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -193,8 +194,8 @@ class Lab:
 
     def _network(self) -> None:
         router = self.namespace("router")
-        for host in ("router", *HOSTS):
-            subprocess.run(["ip", "netns", "add", self.namespace(host)], check=True)
+        for name in ("router", *HOSTS):
+            subprocess.run(["ip", "netns", "add", self.namespace(name)], check=True)
         lines = ["link set lo up"]
         for name, host in HOSTS.items():
             lines += [
@@ -268,7 +269,7 @@ class Lab:
         self.popen_in("gateway", ["nginx", "-c", f"{self.folder}/nginx.conf"])
         with self.inside("gateway"):
             for port in (22, *itertools.chain(*MODEL_PORTS.values())):
-                wait_for(f"port {port} of the gateway", lambda port=port: answers("127.0.0.1", port))
+                wait_for(f"port {port} of the gateway", partial(answers, "127.0.0.1", port))
         wait_for("the start of sshd in auth.log", lambda: "Server listening" in read(log / "auth.log"))
 
     def _exists_inside(self, path: str) -> bool:
@@ -399,8 +400,9 @@ class Session:
         """Raises AssertionError where the word does not come back."""
         process = self.process
         assert process.stdin is not None and process.stdout is not None
+        said = process.stdout
         heard: list[str] = []
-        listener = threading.Thread(target=lambda: heard.append(process.stdout.readline()), daemon=True)
+        listener = threading.Thread(target=lambda: heard.append(said.readline()), daemon=True)
         process.stdin.write(word + "\n")
         process.stdin.flush()
         listener.start()

@@ -144,6 +144,8 @@ mount --bind {folder}/etc/passwd /etc/passwd
 mount --bind {folder}/etc/shadow /etc/shadow
 mount --bind {folder}/etc/group /etc/group
 mount --bind {folder}/etc/pam-sshd /etc/pam.d/sshd
+mount --bind {folder}/etc/hosts /etc/hosts
+mount --bind {folder}/etc/resolv.conf /etc/resolv.conf
 mount --bind {folder}/log /var/log
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p -m 755 /run/sshd /run/lock /run/netns
@@ -190,6 +192,8 @@ def write_accounts(folder: Path) -> None:
     with open(etc / "group", "a") as group:
         group.writelines(f"{account.name}:x:{account.uid}:\n" for account in ACCOUNTS)
     (etc / "pam-sshd").write_text(PAM_SSHD)
+    (etc / "hosts").write_text("127.0.0.1 localhost\n::1 localhost\n127.0.1.1 gateway\n")
+    (etc / "resolv.conf").write_text("")
     for name in ("host_ed25519", "operator_ed25519"):
         subprocess.run(
             ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", str(folder / name)], check=True

@@ -1,0 +1,207 @@
+"""Gatewatch on the lab's gateway: its files, its processes, and what it says and does, as a test sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import yaml
+
+from .lab import HOSTS, MODEL_PORTS, Lab, Text, json_lines, read, wait_for
+
+RAILS = """\
+management = ["{management}/32", "{management6}/128"]
+never_block = []
+proxies = ["{balancer}/32", "{balancer6}/128"]
+operators = ""
+
+[limits]
+most_new_per_minute = 6000
+"""
+
+ENDPOINT = """
+[[endpoint]]
+name = "{name}"
+criticality = "{criticality}"
+fronts = ["*:{front}/tcp"]
+backs = ["127.0.0.1:{back}/tcp"]
+kill_switch = true
+"""
+
+CONFIGURATION: dict[str, Any] = {
+    "mode": "enforce",
+    "rails": "rails.toml",
+    "collectors": {
+        "logs": [
+            {"path": "/var/log/auth.log", "format": "sshd"},
+            {"path": "/var/log/nginx/access.json", "format": "nginx_json"},
+        ],
+        "journal": {"enabled": False},
+        "packets": {"enabled": True, "interfaces": ["eth0"]},
+    },
+}
+
+
+class Gatewatch:
+    """`with Gatewatch(lab) as watch:` runs the daemon in enforce mode until the block ends.
+
+    `configuration` replaces top-level keys of the configuration; `rails` is appended to the rails file.
+    """
+
+    def __init__(self, lab: Lab, *, rails: str = "", **configuration: Any) -> None:
+        self.lab = lab
+        self.configuration = {**copy.deepcopy(CONFIGURATION), **configuration}
+        self.folder = lab.folder / "gatewatch"
+        self.state = self.folder / "state"
+        self.config = self.folder / "gatewatch.yaml"
+        self.alerts_file = self.state / "sinks" / "alerts.jsonl"
+        self.output = self.folder / "run.out"
+        self.process: subprocess.Popen[Any] | None = None
+        self.folder.mkdir(exist_ok=True)
+        named = {f"{name.replace('-', '')}{end}": address for name, host in HOSTS.items()
+                 for end, address in (("", host.v4), ("6", host.v6))}  # fmt: skip
+        endpoints = "".join(
+            ENDPOINT.format(
+                name=name, criticality="critical" if name == "chat" else "normal", front=front, back=back
+            )
+            for name, (front, back) in MODEL_PORTS.items()
+        )
+        (self.folder / "rails.toml").write_text(RAILS.format(**named) + rails + endpoints)
+        self.config.write_text(yaml.safe_dump(self.configuration, sort_keys=False))
+
+    def __enter__(self) -> Gatewatch:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            error.add_note(f"gatewatch said:\n{self.said()[-4000:]}")
+        self.stop()
+
+    def start(self) -> None:
+        """Start the daemon and wait until it watches."""
+        command = self.lab.gatewatch_command(
+            ["run", "--config", self.config, "--enforce", "--state", self.state]
+        )
+        with open(self.output, "ab") as said:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
+            )
+        wait_for("the daemon's start", self.watches, limit_s=30, step_s=0.1)
+
+    def stop(self) -> int:
+        """End the daemon as a service manager would; its exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+
+    def said(self) -> str:
+        return read(self.output)
+
+    def run(self, *arguments: str | Path, check: bool = True) -> Text:
+        """A command of `gatewatch` on the gateway, with this configuration and state."""
+        where = ["--config", self.config, "--state", self.state]
+        return self.lab.gatewatch([*arguments, *where], check=check)
+
+    def listing(self, *arguments: str) -> list[dict[str, Any]]:
+        """What a command lists with `--json`."""
+        return [json.loads(line) for line in self.run(*arguments, "--json").stdout.splitlines()]
+
+    def status(self) -> dict[str, Any]:
+        """What `gatewatch status` says; empty where it cannot say anything."""
+        said = self.run("status", "--json", check=False).stdout
+        return dict(json.loads(said)) if said.startswith("{") else {}
+
+    def watches(self) -> bool:
+        """Whether every process runs and answers."""
+        if self.process is None or self.process.poll() is not None:
+            raise RuntimeError(f"the daemon ended: {self.said()}")
+        status = self.status()
+        wants_packets = self.configuration["collectors"]["packets"]["enabled"]
+        return (
+            status.get("analyser") == "running"
+            and status.get("enforcer") == "running"
+            and (not wants_packets or status["health"]["packets"] is not None)
+            and self.alerts_file.exists()
+        )
+
+    def children(self) -> dict[str, int]:
+        """The daemon's processes by name."""
+        assert self.process is not None
+        found = {}
+        for pid in descendants(self.process.pid):
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                name = Path(f"/proc/{pid}/comm").read_text().strip()
+                for known in ("analyser", "packets", "shipper", "enforcer"):
+                    if known in name or known in words:
+                        found[known] = pid
+        return found
+
+    def alerts(self) -> list[dict[str, Any]]:
+        """Every line that the JSON-lines sink wrote."""
+        return json_lines(self.alerts_file)
+
+    def incidents(self, kind: str) -> list[dict[str, Any]]:
+        """The newest revision of each incident of a kind, as the sink told them."""
+        newest = {a["id"]: a for a in self.alerts() if a.get("event", "incident") == "incident"}
+        return [a for a in newest.values() if a["kind"] == kind]
+
+    def in_kernel(self, address: str) -> bool:
+        """Whether an nftables set of the gateway holds the address, alone or in a prefix's first address."""
+        return address in self.elements()
+
+    def elements(self) -> set[str]:
+        """The addresses in all sets of the gateway's nftables tables."""
+        listed = json.loads(self.lab.run_in("gateway", ["nft", "-j", "list", "sets"]).stdout)
+        found: set[str] = set()
+        for item in listed["nftables"]:
+            for element in item.get("set", {}).get("elem", []):
+                value = element["elem"]["val"] if isinstance(element, dict) and "elem" in element else element
+                if isinstance(value, str):
+                    found.add(value)
+        return found
+
+    def wait_for_block(self, address: str, limit_s: float = 20.0) -> None:
+        wait_for(f"the block of {address} in the kernel", lambda: self.in_kernel(address), limit_s, 0.05)
+
+    def wait_for_incident(self, kind: str, source: str = "", limit_s: float = 20.0) -> dict[str, Any]:
+        """The first incident of a kind (and about a source) that the sink was told."""
+
+        def found() -> dict[str, Any] | None:
+            return next((i for i in self.incidents(kind) if not source or source in i["sources"]), None)
+
+        incident = wait_for(f"an incident {kind} {source}", found, limit_s, 0.05)
+        assert incident is not None
+        return incident
+
+    def kill_switch(self, what: str, *arguments: str, check: bool = True) -> Text:
+        words: Sequence[str | Path] = ["kill-switch", what, *arguments, "--state", self.state]
+        return self.lab.gatewatch(words, check=check)
+
+
+def descendants(pid: int) -> list[int]:
+    """The children of a process and theirs, from /proc."""
+    found = []
+    waiting = [pid]
+    while waiting:
+        parent = waiting.pop()
+        for task in Path(f"/proc/{parent}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                children = [int(word) for word in task.read_text().split()]
+                found += children
+                waiting += children
+    return found
