@@ -8,6 +8,7 @@ HOT = {
     "gatewatch.detectors.sketches": "detectors/sketches.py",
     "gatewatch.daemon.collectors.parsers.scan": "daemon/collectors/parsers/scan.py",
     "gatewatch.daemon.collectors.decode_layers": "daemon/collectors/decode_layers.py",
+    "gatewatch.daemon.collectors.flows_table": "daemon/collectors/flows_table.py",
     "gatewatch.daemon.collectors.capture_records": "daemon/collectors/capture_records.py",
 }
 
