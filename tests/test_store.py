@@ -1,0 +1,171 @@
+"""The store: what is committed together, what survives, and what is said when it cannot be used."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gatewatch.daemon.errors import StoreError
+from gatewatch.daemon.store import Store, pack, unpack
+from hypothesis import given
+from hypothesis import strategies as st
+
+DOCUMENT: dict[str, Any] = {"id": "abc123", "priority": "high", "title": "t"}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store.open(tmp_path / "analyser" / "gatewatch.db")
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text() | st.binary(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(VALUES)
+def test_any_plain_state_comes_back_as_it_was(state: Any) -> None:
+    assert unpack(pack(state)) == state
+
+
+def test_arrays_come_back_with_shape_and_type_and_can_be_written() -> None:
+    table = np.arange(12, dtype=np.uint64).reshape(3, 4)
+    structured = np.zeros(2, np.dtype([("a", "<i8"), ("b", "<u2", (2,))]))
+    again = unpack(pack({"table": table, "empty": np.zeros((0, 2), np.int32), "structured": structured}))
+    assert np.array_equal(again["table"], table)
+    assert again["table"].dtype == table.dtype
+    assert again["empty"].shape == (0, 2)
+    again["table"][0, 0] = 7
+
+
+def test_a_damaged_snapshot_is_said_to_be_one() -> None:
+    blob = bytearray(pack({"a": list(range(1000))}))
+    blob[len(blob) // 2] ^= 0xFF
+    with pytest.raises(StoreError, match="damaged"):
+        unpack(bytes(blob))
+
+
+def test_a_failed_transaction_leaves_nothing(store: Store) -> None:
+    with pytest.raises(RuntimeError), store.transaction():
+        store.note_batch("log", {"start": 0}, 1)
+        store.add_to_outbox("k", DOCUMENT, 1)
+        raise RuntimeError
+    assert store.batches() == []
+    assert store.pending("alerts", 10) == []
+
+
+def test_a_snapshot_takes_the_place_of_the_batches_before_it(store: Store) -> None:
+    with store.transaction():
+        store.note_batch("log", {"start": 0, "end": 5}, 17)
+    assert [b.range["end"] for b in store.batches()] == [5]
+    with store.transaction():
+        store.save_snapshot({"detection": {"x": 1}}, {"log": {"offset": 5}}, 18)
+    assert store.batches() == []
+    assert store.snapshot() == {"detection": {"x": 1}}
+    assert store.checkpoints() == {"log": {"offset": 5}}
+
+
+def test_the_same_alert_again_is_one_row(store: Store) -> None:
+    assert store.add_to_outbox("abc:1", DOCUMENT, 1)
+    assert not store.add_to_outbox("abc:1", DOCUMENT, 2)
+    assert len(store.pending("alerts", 10)) == 1
+
+
+def test_each_sink_goes_at_its_own_pace(store: Store) -> None:
+    for n in range(5):
+        store.add_to_outbox(f"k{n}", DOCUMENT, n)
+    first = store.pending("fast", 10)
+    store.acknowledge("fast", first[3].id)
+    store.dead("slow", first[0].id, "rejected")
+    assert [r.key for r in store.pending("fast", 10)] == ["k4"]
+    assert [r.key for r in store.pending("slow", 2)] == ["k1", "k2"]
+    assert store.lags() == {"fast": 1, "slow": 4}
+
+
+def test_an_older_acknowledgement_takes_nothing_back(store: Store) -> None:
+    for n in range(3):
+        store.add_to_outbox(f"k{n}", DOCUMENT, n)
+    ids = [r.id for r in store.pending("s", 10)]
+    store.acknowledge("s", ids[2])
+    store.acknowledge("s", ids[0])
+    assert store.pending("s", 10) == []
+
+
+def test_an_incident_keeps_its_status_when_it_grows(store: Store) -> None:
+    store.save_incident(DOCUMENT, {}, 1, 2, 3)
+    assert store.set_status("abc123", "acknowledged", "ours")
+    store.save_incident({**DOCUMENT, "title": "grown"}, {}, 1, 5, 6)
+    [found] = store.incidents(incident="abc")
+    assert (found["status"], found["title"], found["note"]) == ("acknowledged", "grown", "ours")
+    assert not store.set_status("none", "closed", "")
+
+
+def test_pruning_keeps_what_a_sink_still_lacks(store: Store) -> None:
+    for n in range(4):
+        store.add_to_outbox(f"k{n}", DOCUMENT, n)
+    store.acknowledge("s", store.pending("s", 10)[1].id)
+    store.prune(1000, ["s"])
+    assert [r.key for r in store.pending("s", 10)] == ["k2", "k3"]
+
+
+def test_what_was_committed_outlives_a_killed_process(tmp_path: Path) -> None:
+    path = tmp_path / "gatewatch.db"
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        store = Store.open(path)
+        with store.transaction():
+            store.note_batch("log", {"end": 9}, 1)
+            store.add_to_outbox("kept", DOCUMENT, 1)
+        store._db.execute("BEGIN IMMEDIATE")
+        store.add_to_outbox("uncommitted", DOCUMENT, 1)
+        os.write(write, b"x")
+        signal.pause()
+    os.read(read, 1)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    store = Store.open(path)
+    assert [r.key for r in store.pending("s", 10)] == ["kept"]
+    assert len(store.batches()) == 1
+
+
+def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "gatewatch.db"
+    path.write_bytes(os.urandom(8192))
+    with pytest.raises(StoreError, match=r"gatewatch\.db"):
+        Store.open(path)
+
+
+def test_a_store_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "gatewatch.db"
+    Store.open(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version = 99")
+    with pytest.raises(StoreError, match="newer"):
+        Store.open(path)
+
+
+def test_a_reader_sees_the_store_and_cannot_change_it(store: Store) -> None:
+    store.save_incident(DOCUMENT, {}, 1, 2, 3)
+    reader = Store.open_readonly(store.path)
+    assert len(reader.incidents()) == 1
+    with pytest.raises((StoreError, sqlite3.OperationalError)):
+        reader.save_incident(DOCUMENT, {}, 1, 2, 3)
+
+
+def test_a_reader_without_a_store_is_told_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="gatewatch run"):
+        Store.open_readonly(tmp_path / "none.db")
+
+
+def test_the_hash_key_is_made_once(store: Store) -> None:
+    key = store.hash_key()
+    assert len(key) == 16
+    assert Store.open(store.path).hash_key() == key
