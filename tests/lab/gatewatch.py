@@ -7,12 +7,12 @@ import copy
 import json
 import signal
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import yaml
+from gatewatch.daemon.supervisor import identity
 
 from .lab import HOSTS, MODEL_PORTS, Lab, Text, json_lines, read, wait_for
 
@@ -113,8 +113,7 @@ class Gatewatch:
 
     def run(self, *arguments: str | Path, check: bool = True) -> Text:
         """A command of `gatewatch` on the gateway, with this configuration and state."""
-        where = ["--config", self.config, "--state", self.state]
-        return self.lab.gatewatch([*arguments, *where], check=check)
+        return self.lab.gatewatch([*arguments, "--config", self.config, "--state", self.state], check=check)
 
     def listing(self, *arguments: str) -> list[dict[str, Any]]:
         """What a command lists with `--json`."""
@@ -138,17 +137,22 @@ class Gatewatch:
             and self.alerts_file.exists()
         )
 
-    def children(self) -> dict[str, int]:
-        """The daemon's processes by name."""
+    def processes(self) -> dict[str, int]:
+        """The daemon's processes by name: the supervisor, and its children by whom they run as."""
         assert self.process is not None
-        found = {}
+        accounts = {
+            identity("gatewatch", 0).uid: "analyser",
+            identity("gatewatch-packets", 1).uid: "packets",
+            identity("gatewatch-sinks", 2).uid: "shipper",
+            0: "enforcer",
+        }
+        found = {"supervisor": self.process.pid}
         for pid in descendants(self.process.pid):
             with contextlib.suppress(OSError):
-                words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-                name = Path(f"/proc/{pid}/comm").read_text().strip()
-                for known in ("analyser", "packets", "shipper", "enforcer"):
-                    if known in name or known in words:
-                        found[known] = pid
+                lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+                uid = next(int(line.split()[1]) for line in lines if line.startswith("Uid:"))
+                if uid in accounts:
+                    found[accounts[uid]] = pid
         return found
 
     def alerts(self) -> list[dict[str, Any]]:
@@ -188,9 +192,13 @@ class Gatewatch:
         assert incident is not None
         return incident
 
+    def kill_switch_command(self, what: str, *arguments: str) -> list[str]:
+        return self.lab.gatewatch_command(["kill-switch", what, *arguments, "--state", self.state])
+
     def kill_switch(self, what: str, *arguments: str, check: bool = True) -> Text:
-        words: Sequence[str | Path] = ["kill-switch", what, *arguments, "--state", self.state]
-        return self.lab.gatewatch(words, check=check)
+        """`gatewatch kill-switch` on the gateway, to its end."""
+        command = self.kill_switch_command(what, *arguments)
+        return subprocess.run(command, capture_output=True, text=True, check=check, timeout=30)
 
 
 def descendants(pid: int) -> list[int]:
