@@ -99,7 +99,7 @@ def mismatch(playbook: Playbook, incident: Mapping[str, Any]) -> str | None:
     if not isinstance(confidence, int | float) or not confidence >= when.confidence:
         return f"confidence {confidence} is below {when.confidence:g}"
     if when.endpoints:
-        concerned = {str(e) for key in ("endpoints", "targets") for e in incident.get(key) or ()}
+        concerned = {*_texts(incident, "endpoints"), *_texts(incident, "targets")}
         if not concerned.intersection(when.endpoints):
             return f"it concerns none of the endpoints {', '.join(when.endpoints)}"
     return None
@@ -132,7 +132,7 @@ def _plain(text: str) -> str:
 def _repeated(playbook: Playbook, incident: Mapping[str, Any], context: DecisionContext) -> bool:
     """Whether any source was blocked as often before as the playbook asks."""
     prefix = next((step.prefix for step in playbook.then if isinstance(step, BlockSource)), Prefix())
-    targets = {block_target(str(s), prefix) for s in (incident.get("sources") or ())[:MOST_TARGETS]}
+    targets = {block_target(s, prefix) for s in _texts(incident, "sources")[:MOST_TARGETS]}
     return any(context.earlier_blocks(t) >= playbook.when.repeats for t in targets if t is not None)
 
 
@@ -153,10 +153,10 @@ def _blocks(
     late: str,
     context: DecisionContext,
 ) -> list[Decision]:
-    blockable = [str(s) for s in incident.get("blockable") or ()]
+    blockable = set(_texts(incident, "blockable"))
     decisions: list[Decision] = []
     seen: set[str] = set()
-    for source in map(str, incident.get("sources") or ()):
+    for source in _texts(incident, "sources"):
         if len(seen) >= MOST_TARGETS:
             why = f"an incident blocks at most {MOST_TARGETS} sources"
             decisions.append(_decision(playbook, step, source, 0, reason, "skip", why))
@@ -229,12 +229,19 @@ def block_target(source: str, prefix: Prefix) -> str | None:
 
 def _unproven(incident: Mapping[str, Any], source: str) -> bool:
     """Whether all evidence against a source could have been written by somebody without root's rights."""
-    proofs = [
-        f.get("provenance", 0)
-        for f in incident.get("findings") or ()
-        if isinstance(f, Mapping) and source in (f.get("blockable") or ())
-    ]
-    return not any(isinstance(p, int) and p >= JOURNAL for p in proofs)
+    findings = incident.get("findings")
+    for finding in findings if isinstance(findings, list | tuple) else ():
+        if isinstance(finding, Mapping) and source in _texts(finding, "blockable"):
+            provenance = finding.get("provenance")
+            if isinstance(provenance, int) and provenance >= JOURNAL:
+                return False
+    return True
+
+
+def _texts(document: Mapping[str, Any], key: str) -> list[str]:
+    """The texts that a document lists under `key`; nothing where there is no list."""
+    value = document.get(key)
+    return [text for text in value if isinstance(text, str)] if isinstance(value, list | tuple) else []
 
 
 def _too_late(incident: Mapping[str, Any], context: DecisionContext) -> str:

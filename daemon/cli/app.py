@@ -63,6 +63,9 @@ def build(modules: list[str]) -> typer.Typer:
     for module in modules:
         if find_spec(f"{__package__}.{module}") is not None:
             import_module(f".{module}", __package__).register(application)
+    for group in application.registered_groups:
+        if group.typer_instance is not None:
+            group.typer_instance.rich_markup_mode = None
     if len(modules) == len(COMMANDS):
         application.command(
             "kill-switch", context_settings={"ignore_unknown_options": True, "allow_extra_args": True}

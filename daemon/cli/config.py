@@ -17,7 +17,7 @@ FILES = ("gatewatch.yaml", "rails.toml")
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+    group = typer.Typer(no_args_is_help=True)
     group.command("init")(init)
     group.command("check")(check)
     group.command("show")(show)

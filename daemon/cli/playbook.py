@@ -15,7 +15,7 @@ MOST_BYTES = 16 << 20
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+    group = typer.Typer(no_args_is_help=True)
     group.command("check")(check)
     group.command("test")(test)
     app.add_typer(group, name="playbook", help="Check playbooks, and try one on an incident.")
