@@ -1,0 +1,240 @@
+"""Opened log files, plain or compressed, and where the content of one is found after a rotation.
+
+A file is known by its inode and by its content: what it begins with, and what stands before the offset that was
+reached. Names are only where to look: logrotate moves them. It must never take one file for another where
+their contents differ, and it writes nothing.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import re
+import stat
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import IO, cast
+
+HEAD_BYTES = 256
+TAIL_BYTES = 64
+
+READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
+"""What reading a log can raise; the last three come of a damaged compressed file."""
+
+# Magic numbers: RFC 1952 section 2.3.1, bzip2's "BZh", the .xz file format section 2.1.1.1.
+_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")
+
+# auth.log.1, auth.log.2.gz, auth.log-20261124, auth.log-20261124-1795500000.xz, auth.log.old, access-20261124.log
+_SUFFIX = re.compile(r"[.-](?:(?P<number>\d{1,3})|(?P<date>\d[\d.T_:-]{3,30})|old|0)(?:\.(?:gz|bz2|xz))?")
+
+
+class NotAFileError(OSError):
+    """What stands at the path is a directory, a pipe or a device."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """How far a log was read. Offsets are bytes of the (decompressed) content.
+
+    `line` counts the lines before `offset`. `fingerprint` is `count:head:tail`: hashes of the first `count` (at
+    most 256) bytes and of the last 64 before `offset`.
+    """
+
+    device: int
+    inode: int
+    offset: int
+    line: int
+    fingerprint: str
+
+
+def fingerprint(head: bytes, tail: bytes) -> str:
+    return f"{len(head)}:{_hash(head)}:{_hash(tail)}"
+
+
+def _hash(data: bytes) -> str:
+    return blake2b(data, digest_size=8).hexdigest()
+
+
+class Source:
+    """One opened log file. Raises OSError where it cannot be opened, NotAFileError where it is no regular file."""
+
+    def __init__(self, path: Path) -> None:
+        # A pipe without a writer would make a blocking open wait for ever.
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        self._stream: io.BufferedIOBase | None = None
+        try:
+            status = os.fstat(self.fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise NotAFileError(f"{path} is not a regular file")
+            self.path = path
+            self.device, self.inode = status.st_dev, status.st_ino
+            self._stream = decompressed(io.FileIO(self.fd, closefd=False))
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    @property
+    def compressed(self) -> bool:
+        return self._stream is not None
+
+    def size(self) -> int:
+        """Bytes that it holds now; of a compressed file, which grows no more, only that they are many."""
+        return os.fstat(self.fd).st_size if self._stream is None else 1 << 62
+
+    def modified_ns(self) -> int:
+        return os.fstat(self.fd).st_mtime_ns
+
+    def first_data(self) -> int:
+        """Where the content begins behind a hole, which a writer leaves that goes on at its old offset after
+        a truncation."""
+        if self._stream is not None:
+            return 0
+        try:
+            return os.lseek(self.fd, 0, os.SEEK_DATA)
+        except OSError:  # ENXIO: there is no data yet
+            return 0
+
+    def read(self, offset: int, count: int) -> bytes:
+        """Up to `count` bytes of the content from `offset`. Raises one of READ_ERRORS."""
+        if self._stream is None:
+            return os.pread(self.fd, count, offset)
+        if self._stream.tell() != offset:
+            self._stream.seek(offset)
+        return self._stream.read(count)
+
+    def holds(self, checkpoint: Checkpoint) -> bool:
+        """Whether the content before the checkpoint's offset looks the same here."""
+        if checkpoint.offset == 0:
+            return True
+        try:
+            count = int(checkpoint.fingerprint.partition(":")[0])
+            if not 0 < count <= HEAD_BYTES or self.size() < checkpoint.offset:
+                return False
+            head = self.read(0, count)
+            if fingerprint(head, b"").rpartition(":")[0] != checkpoint.fingerprint.rpartition(":")[0]:
+                return False
+            before = min(TAIL_BYTES, checkpoint.offset)
+            tail = self.read(checkpoint.offset - before, before)
+        except (ValueError, *READ_ERRORS):
+            return False
+        return fingerprint(head, tail) == checkpoint.fingerprint
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def decompressed(raw: IO[bytes]) -> io.BufferedIOBase | None:
+    """A stream of what the gzip, bzip2 or xz file `raw` (told by its magic number) holds; None for any other."""
+    magic = os.pread(raw.fileno(), 6, 0)
+    if magic.startswith(_MAGIC[0]):
+        return gzip.GzipFile(fileobj=raw, mode="rb")
+    if magic.startswith(_MAGIC[1]):
+        return cast(io.BufferedIOBase, bz2.BZ2File(raw))
+    if magic.startswith(_MAGIC[2]):
+        return cast(io.BufferedIOBase, lzma.LZMAFile(raw))
+    return None
+
+
+def siblings(path: Path) -> list[Path]:
+    """The rotated files of the log `path`, oldest first.
+
+    Numbered names age as their number rises (logrotate's default), dated ones (`dateext`) as it falls; where a
+    directory has both kinds, by the time of their last change.
+    """
+    real = Path(os.path.realpath(path))
+    found: list[tuple[str, int, int, str]] = []
+    try:
+        with os.scandir(real.parent) as entries:
+            for entry in entries:
+                matched = _rotated_name(real, entry.name)
+                if matched is not None and entry.is_file(follow_symlinks=False):
+                    kind = matched.lastgroup or "old"
+                    age = -int(matched["number"]) if kind == "number" else 0
+                    found.append((kind, age, entry.stat(follow_symlinks=False).st_mtime_ns, entry.name))
+    except OSError:
+        return []
+    if len({kind for kind, *_ in found}) > 1:
+        found.sort(key=lambda f: (f[2], f[1], f[3]))
+    elif found and found[0][0] == "number":
+        found.sort(key=lambda f: (f[1], f[2]))
+    else:
+        found.sort(key=lambda f: f[3])
+    return [real.parent / name for *_, name in found]
+
+
+def _rotated_name(path: Path, name: str) -> re.Match[str] | None:
+    if name.startswith(path.name):
+        return _SUFFIX.fullmatch(name, len(path.name))
+    # logrotate's `extension`: access.log becomes access-20261124.log
+    if path.suffix and name.startswith(path.stem):
+        end = name.rfind(path.suffix)
+        if end > len(path.stem):
+            bare = name[:end] + name[end + len(path.suffix) :]
+            return _SUFFIX.fullmatch(bare, len(path.stem))
+    return None
+
+
+def opened(paths: Iterable[Path]) -> list[Source]:
+    """Those of `paths` that can be opened, in order; a name that moved away meanwhile is left out."""
+    sources = []
+    for path in paths:
+        try:
+            sources.append(Source(path))
+        except OSError:
+            continue
+    return sources
+
+
+def find(path: Path, checkpoint: Checkpoint) -> tuple[Source | None, list[Source]]:
+    """Where the content that `checkpoint` belongs to is now, and the rotated files that came after it.
+
+    The same inode is looked for first, then a copy (copytruncate), then a compressed one, and last a file of the
+    same content that now stands at `path`. The file at `path` is never among those that came after. Reads what it
+    must to be certain, a compressed file up to the offset, so call it in a thread. The caller closes what it gets.
+    """
+    older = opened(siblings(path))
+    current = opened([path])
+    everything = [*current, *reversed(older)]
+    chosen: Source | None = None
+    for admits in (_same_inode, _plain_copy, _compressed_copy, _same_content):
+        for source in everything:
+            if admits(source, checkpoint, source in current) and source.holds(checkpoint):
+                chosen = source
+                break
+        if chosen is not None:
+            break
+    at = older.index(chosen) if chosen in older else len(older)
+    here = {(s.device, s.inode) for s in current}
+    later = [s for s in older[at + 1 :] if (s.device, s.inode) not in here]
+    for source in everything:
+        if source is not chosen and source not in later:
+            source.close()
+    return chosen, later
+
+
+def _same_inode(source: Source, checkpoint: Checkpoint, _: bool) -> bool:
+    # The device's number may change when the machine is started again; the content is compared anyway.
+    return source.inode == checkpoint.inode
+
+
+def _plain_copy(source: Source, checkpoint: Checkpoint, current: bool) -> bool:
+    return checkpoint.offset > 0 and not current and not source.compressed
+
+
+def _compressed_copy(source: Source, checkpoint: Checkpoint, current: bool) -> bool:
+    return checkpoint.offset > 0 and not current and source.compressed
+
+
+def _same_content(source: Source, checkpoint: Checkpoint, current: bool) -> bool:
+    return checkpoint.offset > 0 and current
