@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -178,6 +178,23 @@ class Capture:
         )
         self._frame += n
         return CaptureBatch(packets, data, starts, captured, tunnels)
+
+
+def parse_rows(path: Path | Capture) -> Iterator[dict[str, Any]]:
+    """One frame of a capture a dictionary, in the order of the file; a key is absent where a frame has none of it.
+
+    Keys: frame (from 1), time (RFC 3339 with nanoseconds), length (bytes on the wire), source, destination,
+    source_port, destination_port, protocol, vlan, tunnel (a list of the outer headers, outermost first, each
+    with kind, source and destination), server_name, query, ja4, malformed (true). Raises InputError as Capture
+    does; whoever wants to read `truncated` afterwards gives an open Capture.
+    """
+    from .capture_rows import rows_of
+
+    if isinstance(path, Capture):
+        yield from rows_of(path)
+        return
+    with Capture(path) as capture:
+        yield from rows_of(capture)
 
 
 class _Pcap:
