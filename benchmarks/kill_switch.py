@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import socket
 import struct
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +24,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from figures import machine, percentile, table
-from lab.gatewatch import Gatewatch
-from lab.lab import HOSTS, KEYS, MODEL_PORTS, Lab, answers, unmet, wait_for
+from lab.running import Gatewatch
+from lab.lab import HOSTS, MODEL_PORTS, Lab, answers, unmet, wait_for
+from lab.stream import Stream
 
 GATEWAY = HOSTS["gateway"].v4
 FRONT = MODEL_PORTS["chat"][0]
@@ -77,36 +76,10 @@ class Tap:
         return int.from_bytes(frame[tcp : tcp + 2], "big") == FRONT and data > 0
 
 
-def stream(lab: Lab) -> tuple[socket.socket, threading.Event]:
-    """A client that reads an answer of 2,000 tokens a second; the event is set once tokens flow."""
-    body = json.dumps({"max_tokens": 1_000_000, "tokens_per_second": 2000})
-    asked = (
-        f"POST /v1/completions HTTP/1.1\r\nHost: {GATEWAY}\r\nAuthorization: Bearer {KEYS['alice']}\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n{body}"
-    )
-    with lab.inside("client"):
-        connection = socket.create_connection((GATEWAY, FRONT), timeout=5)
-    flows = threading.Event()
-
-    def read() -> None:
-        with contextlib.suppress(OSError):
-            connection.sendall(asked.encode())
-            got = 0
-            while data := connection.recv(65536):
-                got += len(data)
-                if got > 20_000:
-                    flows.set()
-
-    threading.Thread(target=read, daemon=True).start()
-    return connection, flows
-
-
 def pull(lab: Lab, watch: Gatewatch, tap: Tap) -> tuple[float, float]:
     """Milliseconds from exec to the last payload, and to the command's end."""
-    connection, flows = stream(lab)
-    try:
-        if not flows.wait(10):
-            raise RuntimeError("the model does not stream")
+    with Stream(lab, tokens_per_second=2000) as stream:
+        wait_for("the stream", stream.flows)
         command = watch.kill_switch_command("engage", "--endpoint", "chat", "--reason", "benchmark")
         begun = time.time_ns()
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
@@ -120,9 +93,6 @@ def pull(lab: Lab, watch: Gatewatch, tap: Tap) -> tuple[float, float]:
         with lab.inside("client"):
             wait_for("the endpoint's return", lambda: answers(GATEWAY, FRONT, 0.2))
         return (last - begun) / 1e6, (ended - begun) / 1e6
-    finally:
-        connection.close()
-        tap.last_payload_ns()
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from figures import machine, percentile, table
-from lab.gatewatch import Gatewatch
+from lab.running import Gatewatch
 from lab.lab import HOSTS, Lab, program, read, unmet, wait_for
 
 GATEWAY = HOSTS["gateway"].v4

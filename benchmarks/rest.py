@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from figures import machine, table
-from lab.gatewatch import Gatewatch
+from lab.running import Gatewatch
 from lab.lab import Lab, unmet
 
 GOAL_MIB = 200.0

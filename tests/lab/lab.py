@@ -348,19 +348,26 @@ class Lab:
         settings = [word for option in options for word in ("-o", option)]
         return ["ssh", "-F", "/dev/null", *settings, *named, f"{user}@{address}", *words]
 
-    def ssh(self, host: str, user: str, passwords: Sequence[str], *words: str, address: str = "") -> Text:
-        """One ssh connection in which the passwords are typed one after the other; does not raise on refusal."""
-        answers = Path(tempfile.mkdtemp(dir=self.folder))
-        (answers / "left").write_text("".join(f"{password}\n" for password in passwords))
-        ask = answers / "ask"
-        left = answers / "left"
+    def ssh_typed(
+        self, user: str, passwords: Sequence[str], *words: str, address: str = ""
+    ) -> dict[str, Any]:
+        """`command` and `env` of one ssh connection in which the passwords are typed one after the other."""
+        typed = Path(tempfile.mkdtemp(dir=self.folder))
+        left, ask = typed / "left", typed / "ask"
+        left.write_text("".join(f"{password}\n" for password in passwords))
         ask.write_text(f"#!/bin/sh\nhead -n 1 {left}\nsed -i 1d {left}\n")
         ask.chmod(0o700)
-        environment = {**os.environ, "SSH_ASKPASS": str(ask), "SSH_ASKPASS_REQUIRE": "force", "DISPLAY": ":"}
         command = self.ssh_command(
             address or HOSTS["gateway"].v4, user, *(words or ("true",)), tries=len(passwords)
         )
-        return self.run_in(host, command, check=False, env=environment, limit_s=30)
+        environment = {**os.environ, "SSH_ASKPASS": str(ask), "SSH_ASKPASS_REQUIRE": "force", "DISPLAY": ":"}
+        return {"command": command, "env": environment}
+
+    def ssh(self, host: str, user: str, passwords: Sequence[str], *words: str, address: str = "") -> Text:
+        """`ssh_typed` to its end; does not raise on refusal."""
+        return self.run_in(
+            host, **self.ssh_typed(user, passwords, *words, address=address), check=False, limit_s=30
+        )
 
     def management_session(self) -> Session:
         """A long ssh session from the management host, opened with a key."""
