@@ -11,8 +11,8 @@ Documentation/networking/packet_mmap.rst of the kernel.
 from __future__ import annotations
 
 import ctypes
-import errno
 import mmap
+import os
 import socket
 import struct
 from types import TracebackType
@@ -43,6 +43,8 @@ LINKTYPE_RAW = 101
 
 DEFAULT_SNAPLEN = 432  # with NETWORK_AT, a slot of 512 bytes
 DEFAULT_FRAMES = 8192
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Frames(NamedTuple):
@@ -128,7 +130,7 @@ class PacketRing:
             request = struct.pack("=4I", block, frames * width // block, width, frames)
             self._socket.setsockopt(SOL_PACKET, PACKET_RX_RING, request)
             self._memory = mmap.mmap(self._socket.fileno(), frames * width)
-            self._socket.bind((interface or "", ETH_P_ALL))
+            _bind(self._socket, index)
             if fanout is not None:
                 self._socket.setsockopt(SOL_PACKET, PACKET_FANOUT, fanout & 0xFFFF | PACKET_FANOUT_HASH << 16)
             if promiscuous and index:
@@ -195,14 +197,7 @@ class PacketRing:
         A ring on an interface that comes up again goes on by itself.
         """
         self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if self.interface is None:
-            return True
-        try:
-            return bool(self._socket.getsockname()[0])
-        except OSError as gone:
-            if gone.errno in (errno.ENODEV, errno.ENXIO):
-                return False
-            raise
+        return self.interface is None or _bound_to(self._socket) >= 0
 
     def close(self) -> None:
         del self._status, self._slots, self.buffer
@@ -245,6 +240,25 @@ def _index_of(interface: str | None) -> int:
     except OSError:
         there = ", ".join(name for _, name in socket.if_nameindex())
         raise InputError(f"no interface {interface!r}", remedy=f"name one of: {there}") from None
+
+
+def _bind(packets: socket.socket, index: int) -> None:
+    """Bind to an interface, or with 0 to all, for every protocol, by a `struct sockaddr_ll`: Python's own
+    `bind` cannot name them all."""
+    address = struct.pack("=HHiHBB8s", socket.AF_PACKET, socket.htons(ETH_P_ALL), index, 0, 0, 0, b"")
+    if _libc.bind(packets.fileno(), address, len(address)) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _bound_to(packets: socket.socket) -> int:
+    """The index of the interface; -1 when it is gone. By getsockname(2) alone: Python's method also asks for the
+    interface's name, which the sandbox forbids."""
+    address, size = ctypes.create_string_buffer(20), ctypes.c_uint32(20)
+    if _libc.getsockname(packets.fileno(), address, ctypes.byref(size)) != 0:
+        return -1
+    index: int = struct.unpack_from("=HHi", address)[2]
+    return index
 
 
 def _attach(packets: socket.socket, program: list[bpf.Instruction]) -> None:
