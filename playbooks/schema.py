@@ -71,7 +71,7 @@ class BlockSource(Options):
 
 
 class Notify(Options):
-    """Tell, and do nothing else: the incident goes to every sink, with this action in it."""
+    """Tell, and do nothing else: the incident goes to every sink, as every incident does."""
 
     action: Literal["notify"] = Field(description="`notify`.")
 
