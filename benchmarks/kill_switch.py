@@ -24,8 +24,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from figures import machine, percentile, table
-from lab.running import Gatewatch
 from lab.lab import HOSTS, MODEL_PORTS, Lab, answers, unmet, wait_for
+from lab.running import Gatewatch
 from lab.stream import Stream
 
 GATEWAY = HOSTS["gateway"].v4

@@ -26,8 +26,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from figures import machine, percentile, table
-from lab.running import Gatewatch
 from lab.lab import HOSTS, Lab, program, read, unmet, wait_for
+from lab.running import Gatewatch
 
 GATEWAY = HOSTS["gateway"].v4
 PORT = 9999

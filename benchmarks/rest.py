@@ -18,8 +18,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from figures import machine, table
-from lab.running import Gatewatch
 from lab.lab import Lab, unmet
+from lab.running import Gatewatch
 
 GOAL_MIB = 200.0
 GOAL_CPU = 1.0  # per cent of one core

@@ -19,10 +19,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from lab.running import Gatewatch
 from lab.lab import HOSTS, PASSWORDS, Lab, answers, unmet, wait_for
+from lab.running import Gatewatch
 from lab.stream import Stream
 
 GATEWAY = HOSTS["gateway"].v4
