@@ -1,0 +1,90 @@
+"""The supervisor: what dies is started again, and stopping it leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+PROGRAM = """
+import os, signal, sys
+from gatewatch.daemon.supervisor import Supervisor, fork
+def work():
+    print('child', os.getpid(), flush=True)
+    signal.pause()
+    return 0
+supervisor = Supervisor(lambda text: print('say', text, flush=True))
+supervisor.add('worker', lambda: fork(work, 'worker'))
+supervisor.add('broken', lambda: fork(lambda: 1 / 0, 'broken')) if 'broken' in sys.argv else None
+sys.exit(supervisor.run(lambda: print('reload', flush=True), lambda process: None))
+"""
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        yield process
+        if process.poll() is None:
+            process.kill()
+
+
+def child_of(process: subprocess.Popen[str]) -> int:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("child"):
+            return int(line.split()[1])
+    raise AssertionError("no child")
+
+
+def gone(pid: int) -> bool:
+    limit = time.monotonic() + 10
+    while time.monotonic() < limit:
+        if not psutil.pid_exists(pid):
+            return True
+        os.sched_yield()
+    return False
+
+
+def test_a_killed_process_is_started_again(supervisor: subprocess.Popen[str]) -> None:
+    first = child_of(supervisor)
+    os.kill(first, signal.SIGKILL)
+    second = child_of(supervisor)
+    assert second != first
+
+
+def test_stopping_ends_the_processes(supervisor: subprocess.Popen[str]) -> None:
+    child = child_of(supervisor)
+    supervisor.terminate()
+    assert supervisor.wait(20) == 0
+    assert gone(child)
+
+
+def test_a_reload_is_passed_on(supervisor: subprocess.Popen[str]) -> None:
+    child_of(supervisor)
+    supervisor.send_signal(signal.SIGHUP)
+    assert supervisor.stdout is not None
+    assert next(line for line in supervisor.stdout if "reload" in line)
+
+
+def test_a_process_that_fails_says_why_in_one_line() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "broken"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("say broken"):
+                break
+        process.terminate()
+        assert any("gatewatch broken: ZeroDivisionError" in line for line in lines)
+        assert not any("Traceback" in line for line in lines)
