@@ -1,0 +1,185 @@
+"""Campaigns: from the event at which a threshold was crossed to the last one that belongs to it.
+
+Holds for each key the trail of its latest events, so that a finding can cite what came before the crossing,
+and for each open campaign a bounded record of its evidence. When more campaigns are open than there are
+records, the oldest stops growing; its finding stands as last given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import log
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..daemon.events import I32, I64, U8, U64
+from . import sketches
+from .tables import Table
+
+_TRAIL = 24
+_RECORD = 12 + 16 + 32 + 32
+_NAME = 64
+_BITS = 512
+MOST_WEIGHT = (1 << 20) - 1
+
+FINAL, OPENED = 1, 2
+"""Marks of a row: the last one of its campaign in this batch; the one that opened it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of one campaign. `items` are the first 32 distinct ones, by name, in order of coming."""
+
+    serial: int
+    trigger_ns: int
+    trigger_line: int
+    start_ns: int
+    end_ns: int
+    attempts: int
+    provenance: int
+    blockable: bool
+    amounts: tuple[int, int]
+    distinct: int  # exact up to 32, estimated beyond
+    items: tuple[str, ...]
+    lines: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """What `Campaigns.update` says of each event."""
+
+    serial: I64  # the open campaign that the event belongs to, 0 = none
+    start_ns: I64
+    before_ns: I64  # the last event of that key before this one
+    marks: I64  # FINAL and OPENED
+    attempts: I64  # of the campaign, this event included
+
+
+def marks(lines: I64, provenance: NDArray[Any], blockable: NDArray[Any], weights: I64) -> I64:
+    """What the trail keeps of each event beside item and time, packed into one number."""
+    weight = np.clip(weights, 0, MOST_WEIGHT)
+    packed: I64 = (
+        (lines << 24) | (provenance.astype(np.int64) << 21) | (blockable.astype(np.int64) << 20) | weight
+    )
+    return packed
+
+
+class Campaigns:
+    """Opens and grows campaigns; see the module.
+
+    Parameters: `gap_ns` (a campaign ends after as long without events of its key); `capacity` (keys with a
+    trail); `records` (campaigns that can grow at once); `names` (texts of items held).
+    """
+
+    def __init__(self, gap_ns: int, capacity: int = 16384, records: int = 4096, names: int = 16384) -> None:
+        self._gap_ns = gap_ns
+        self._table = Table(capacity, 4 + 3 * _TRAIL, max(1, gap_ns // 64))
+        self._names = Table(names, 2, 0)
+        self._name_text: U8 = np.zeros((self._names.capacity, _NAME), np.uint8)
+        self._records: I64 = np.zeros((records, _RECORD), np.int64)
+        self._record_names: U8 = np.zeros((records, 32, _NAME), np.uint8)
+        self._newest: I64 = np.zeros(1, np.int64)
+        self._stories: dict[int, dict[str, Any]] = {}
+
+    def update(
+        self,
+        keys: U64,
+        time_ns: I64,
+        over: NDArray[Any],
+        marked: I64,
+        items: U64,
+        spans: I32,
+        text: bytes,
+        since_ns: I64,
+        amounts: I64 | None = None,
+    ) -> Followed:
+        """Takes a batch of events; those that `marked` (see `marks`) gives no weight only ask.
+
+        `over` (bool[n]): at or above the threshold. `items` and `spans` (`int32[n, 2]` into `text`): what the
+        campaign counts distinct ones of, and their names. `since_ns`: how far back the trail belongs to a
+        campaign that opens here. `amounts` (`int64[n, 2]`) are summed from the opening on.
+        """
+        out: I64 = np.zeros((len(keys), 5), np.int64)
+        table = self._table
+        sketches.follow_campaigns(
+            table.home(keys), keys.view(np.int64), time_ns, since_ns, over.view(np.uint8), marked,
+            out[:, :2] * 0 if amounts is None else amounts, items.view(np.int64), np.ascontiguousarray(spans),
+            np.frombuffer(text or b"\0", np.uint8), self._gap_ns, table.grace_ns, table.keys, table.rows,
+            self._records, self._record_names, self._newest, self._names.keys, self._names.rows,
+            self._name_text, np.full(len(self._records), -1, np.int64), out,
+        )  # fmt: skip
+        return Followed(*out.T)
+
+    def grown(
+        self, followed: Followed, story_of: Callable[[int], dict[str, Any]]
+    ) -> Iterator[tuple[Record, dict[str, Any]]]:
+        """Every campaign of the batch once, as its last event leaves it, with its story.
+
+        `story_of(row)` says, of the event that opened a campaign, what is told whatever it grows to: text and
+        numbers. It is asked at once, since the batch is gone later.
+        """
+        for row in np.flatnonzero(followed.marks).tolist():
+            serial = int(followed.serial[row])
+            if followed.marks[row] & OPENED:
+                self._stories[serial] = story_of(row)
+                while len(self._stories) > len(self._records):
+                    del self._stories[next(iter(self._stories))]
+            record, story = self.record(serial), self._stories.get(serial)
+            if followed.marks[row] & FINAL and record and story:
+                yield record, story
+
+    def record(self, serial: int) -> Record | None:
+        """The record of a campaign, or None where a newer campaign has taken its place."""
+        at = serial % len(self._records)
+        row = self._records[at].tolist()
+        if row[0] != serial or serial == 0:
+            return None
+        zeros = _BITS - sum(word.bit_count() for word in row[12:28])
+        distinct = row[7] if row[7] < 32 else max(32, round(_BITS * log(_BITS / max(1, zeros))))
+        return Record(
+            serial=serial,
+            trigger_ns=row[1],
+            trigger_line=row[2],
+            start_ns=row[3],
+            end_ns=row[4],
+            attempts=row[5],
+            provenance=row[8],
+            blockable=bool(row[9]),
+            amounts=(row[10], row[11]),
+            distinct=distinct,
+            items=tuple(_name(self._record_names[at, i]) for i in range(row[7])),
+            lines=tuple(row[28 : 28 + row[6]]),
+        )
+
+    def save(self) -> dict[str, Any]:
+        used = np.flatnonzero(self._records[:, 0])
+        named = np.flatnonzero(self._names.keys)
+        return {
+            "table": self._table.save(),
+            "names": self._names.save(),
+            "name_text": self._name_text[named],
+            "at": used,
+            "records": self._records[used],
+            "record_names": self._record_names[used],
+            "newest": self._newest.copy(),
+            "stories": [[serial, dict(story)] for serial, story in self._stories.items()],
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._table.load(state["table"])
+        self._names.load(state["names"])
+        self._name_text[np.flatnonzero(self._names.keys)] = state["name_text"]
+        self._records[:] = 0
+        self._records[state["at"]] = state["records"]
+        self._record_names[state["at"]] = state["record_names"]
+        self._newest[:] = state["newest"]
+        self._stories = {serial: dict(story) for serial, story in state["stories"]}
+
+
+def _name(held: U8) -> str:
+    length = int(held[0])
+    said = held[1 : 1 + length].tobytes().decode("utf-8", "backslashreplace")
+    return said + "…" if length == _NAME - 1 else said

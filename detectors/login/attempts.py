@@ -1,0 +1,143 @@
+"""From lines to attempts: what all login detectors look at, computed once for each batch.
+
+One attempt writes several lines, and a failure of somebody who usually gets in says less than a stranger's;
+both are settled here. Failures and successes whose client is unknown are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...daemon.events import AUTH_TEXTS, I32, I64, U64, AuthBatch, Bool, Outcome, Provenance
+from ..addressing import NetworkKeys, join_keys
+from ..campaigns import MOST_WEIGHT, marks
+from ..tables import REFUSED_KEY, History, Sessions
+
+_LATEST_NS = 1 << 62
+_METHOD, _USER, _KEY = (AUTH_TEXTS.index(name) for name in ("method", "user", "key"))
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """Failed and successful logins in order, as columns of n attempts; `row` leads back to the batch."""
+
+    batch: AuthBatch
+    networks: NetworkKeys
+    row: I64
+    time_ns: I64
+    line: I64
+    source: U64  # key of the client's network
+    user: U64  # key id where the line has one, else user; 0 = unknown
+    pair: U64  # key of user and source; 0 where the user is unknown
+    success: Bool
+    failures: I64  # failed attempts that the line adds; 0 for a success
+    weight: I64  # the same once history is known; below 0 a success takes failures back (see `History`)
+    pending: I64  # failures of this user from this source since its last success, before this event
+    first_success_ns: I64  # of this user from this source, before this event; 0 = none
+    credit: I64  # users who have logged in from this source before
+    marked: I64  # what campaigns keep of the event
+    spans: I32  # [n, 2], the name of `user` in the batch's text
+
+    def source_of(self, at: int) -> str:
+        row = self.row[at]
+        return self.networks.text(int(self.batch.client_family[row]), *self.batch.client[row].tolist())
+
+    def user_of(self, at: int) -> str:
+        start, end = self.spans[at].tolist()
+        return "" if start < 0 else self.batch.text[start:end].decode("utf-8", "backslashreplace")
+
+    def target_of(self, at: int) -> str:
+        """What was tried: `sshd@gateway1`, or the service alone where no host is known."""
+        row = int(self.row[at])
+        service, host = self.batch.text_of(row, "service"), self.batch.text_of(row, "host")
+        return f"{service}@{host}" if service and host else service or host
+
+    def story_of(self, at: int) -> dict[str, Any]:
+        """What a campaign that opens here is to remember of this attempt."""
+        return {
+            "entity": self.source_of(at),
+            "target": self.target_of(at),
+            "sample": self.batch.text_of(int(self.row[at]), "raw"),
+            "credit": int(self.credit[at]),
+        }
+
+
+class AttemptStage:
+    """Turns batches of lines into attempts. State: open sessions, and who has succeeded from where."""
+
+    def __init__(
+        self, hash_key: bytes, tolerance: int = 10, pairs: int = 65536, sessions: int = 16384
+    ) -> None:
+        self._networks = NetworkKeys(hash_key)
+        self._sessions = Sessions(sessions)
+        self._history = History(pairs, tolerance)
+
+    def update(self, batch: AuthBatch) -> Attempts:
+        said = (batch.outcome >= Outcome.SUCCESS) & (batch.outcome <= Outcome.DISCONNECT)
+        row = np.flatnonzero(said)
+        kind = batch.outcome[row]
+        time_ns = np.clip(batch.time_ns[row], 1, _LATEST_NS)
+        count = np.minimum(batch.count[row], MOST_WEIGHT).astype(np.int64)
+        placed = batch.client_family[row] != 0
+        user = np.where(batch.key[row] != 0, batch.key[row], batch.user[row])
+        failures, user = self._sessions.update(
+            batch.session[row],
+            time_ns,
+            np.where(_offered_key(batch, row, kind), np.uint8(REFUSED_KEY), kind),
+            count,
+            placed.view(np.uint8),
+            user,
+        )
+        success = kind == Outcome.SUCCESS
+        kept = np.flatnonzero(placed & (success | (failures > 0)))
+        row, time_ns, user, success = row[kept], time_ns[kept], user[kept], success[kept]
+        failures = np.minimum(failures[kept], MOST_WEIGHT)
+        source = self._networks.keys(batch.client[row], batch.client_family[row])
+        pair = np.where(user == 0, np.uint64(0), join_keys(source, user))
+        history = self._history.update(pair, source, time_ns, failures, success.view(np.uint8))
+        weight, pending, first_success_ns, credit = np.ascontiguousarray(history.T)
+        provenance = batch.provenance[row]
+        own_peer = (batch.client[row] == batch.peer[row]).all(axis=1)
+        own_peer &= batch.client_family[row] == batch.peer_family[row]
+        spans = batch.spans[row]
+        return Attempts(
+            batch=batch,
+            networks=self._networks,
+            row=row,
+            time_ns=time_ns,
+            line=batch.line[row],
+            source=source,
+            user=user,
+            pair=pair,
+            success=success,
+            failures=failures,
+            weight=weight,
+            pending=pending,
+            first_success_ns=first_success_ns,
+            credit=credit,
+            marked=marks(batch.line[row], provenance, own_peer & (provenance > Provenance.NETWORK), failures),
+            spans=np.where((batch.key[row] != 0)[:, None], spans[:, _KEY], spans[:, _USER]),
+        )
+
+    def save(self) -> dict[str, Any]:
+        return {"sessions": self._sessions.save(), "history": self._history.save()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._sessions.load(state["sessions"])
+        self._history.load(state["history"])
+
+
+def _offered_key(batch: AuthBatch, row: I64, kind: Any) -> Bool:
+    """Rows that tell of a refused public key. A client offers every key that it has: that is no guessing."""
+    found: Bool = np.zeros(len(row), np.bool_)
+    spans = batch.spans[row, _METHOD]
+    likely = np.flatnonzero((kind == Outcome.FAILURE) & (spans[:, 1] - spans[:, 0] == 9) & (spans[:, 0] >= 0))
+    if len(likely):
+        text = np.frombuffer(batch.text, np.uint8)
+        word = np.frombuffer(b"publickey", np.uint8)
+        letters = text[spans[likely, 0][:, None] + np.arange(9)]
+        found[likely] = (letters == word).all(axis=1)
+    return found

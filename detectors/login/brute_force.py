@@ -1,0 +1,91 @@
+"""Brute force: one source that goes on failing, at several time scales."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ...daemon.events import NS_PER_S
+from ..campaigns import Campaigns, Followed, Record
+from ..finding import EntityType, Finding, Kind
+from ..tables import NS_PER_DAY, WindowCounter
+from .attempts import Attempts
+from .evidence import source_finding
+
+_CELLS = {300: 10, 3600: 12, 86400: 24}
+
+
+class BruteForce:
+    """Password guessing (ATT&CK T1110.001): failures of a source within sliding windows.
+
+    A source is raised at its `failures`-th failed attempt within 5 minutes or an hour, or at its
+    `slow_failures`-th within a day. Where users have logged in from it before, it takes `credit_failures` more,
+    and one more for each user beyond ten, up to 100. What a failure weighs is settled by `History`.
+
+    Parameters: `failures` (int, 10), `slow_failures` (int, 15), `credit_failures` (int, 10), `sources` (int,
+    32768: the most that are remembered at once).
+    """
+
+    name: ClassVar[str] = "brute_force"
+    kinds: ClassVar[tuple[Kind, ...]] = ("brute_force",)
+    partition_key: ClassVar[EntityType] = "source"
+
+    def __init__(
+        self, failures: int = 10, slow_failures: int = 15, credit_failures: int = 10, sources: int = 32768
+    ) -> None:
+        self._windows_s = (300, 3600, 86400)
+        self._limits = np.array([failures, failures, max(failures, slow_failures)], np.int64)
+        self._credit_failures = credit_failures
+        # One cell more than the window has: a window never looks back less far than it says.
+        self._counter = WindowCounter(
+            sources, tuple((s // _CELLS[s] * NS_PER_S, _CELLS[s] + 1) for s in self._windows_s)
+        )
+        self._campaigns = Campaigns(NS_PER_DAY, capacity=sources // 2)
+
+    def follow(self, attempts: Attempts) -> tuple[Followed, list[Finding]]:
+        """What each attempt belongs to (successes are told the campaign that is open), and the findings."""
+        credit = attempts.credit
+        allowance = np.where(credit > 0, self._credit_failures + np.clip(credit - 10, 0, 100), 0)
+        counts = self._counter.update(attempts.source, attempts.time_ns, attempts.weight)
+        reached = counts >= self._limits + allowance[:, None]
+        shortest = reached.argmax(axis=1)
+        window_ns = np.array(self._windows_s, np.int64)[shortest] * NS_PER_S
+        followed = self._campaigns.update(
+            attempts.source,
+            attempts.time_ns,
+            np.logical_or.reduce(reached, axis=1),
+            attempts.marked,
+            attempts.user,
+            attempts.spans,
+            attempts.batch.text,
+            attempts.time_ns - window_ns * 11 // 10,
+        )
+
+        def story_of(at: int) -> dict[str, Any]:
+            window_s = self._windows_s[shortest[at]]
+            limit = int(self._limits[shortest[at]] + allowance[at])
+            return {**attempts.story_of(at), "limit": limit, "window_s": window_s}
+
+        return followed, [self._finding(*grown) for grown in self._campaigns.grown(followed, story_of)]
+
+    def update(self, attempts: Attempts) -> list[Finding]:
+        return self.follow(attempts)[1]
+
+    def _finding(self, record: Record, story: dict[str, Any]) -> Finding:
+        return source_finding(
+            self.name,
+            "brute_force",
+            record,
+            story,
+            severity=50 + 10 * sum(record.attempts >= many for many in (100, 1000)),
+            threshold=f"{story['limit']} failed attempts in {story['window_s']} s",
+            technique="T1110.001",
+        )
+
+    def save(self) -> dict[str, Any]:
+        return {"counter": self._counter.save(), "campaigns": self._campaigns.save()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._counter.load(state["counter"])
+        self._campaigns.load(state["campaigns"])

@@ -1,0 +1,116 @@
+"""Account compromise: a guesser who gets in. The one finding that cannot wait."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ...daemon.events import NS_PER_S
+from ..campaigns import Campaigns, Followed, Record
+from ..finding import EntityType, Finding, Kind, finding_id
+from ..tables import NS_PER_DAY
+from .attempts import Attempts
+from .evidence import baseline
+
+
+class Compromise:
+    """A login that succeeds from a source under conviction (ATT&CK T1078 after T1110), on that very event.
+
+    Under conviction is a source whose brute force or spray goes on: since its last failure less than a day has
+    passed, or less than `memory_s` where others have logged in from it before. Nobody is accused who had logged
+    in from there before the attack began and has failed no more than `typist` times since, nor, at a
+    source with credit, who has not failed there at all.
+
+    Parameters: `typist` (int, 5), `memory_s` (int, 3600).
+    """
+
+    name: ClassVar[str] = "compromise"
+    kinds: ClassVar[tuple[Kind, ...]] = ("account_compromise",)
+    partition_key: ClassVar[EntityType] = "source"
+
+    def __init__(self, typist: int = 5, memory_s: int = 3600) -> None:
+        self._typist = typist
+        self._memory_ns = memory_s * NS_PER_S
+        self._campaigns = Campaigns(NS_PER_DAY, capacity=4096, records=1024, names=4096)
+
+    def update(self, attempts: Attempts, convictions: Sequence[Followed]) -> list[Finding]:
+        """`convictions`: what each detector that convicts sources says of the same attempts."""
+        rows = np.flatnonzero(attempts.success)
+        guessed = np.zeros(len(rows), np.int64)
+        for conviction in convictions:
+            start = conviction.start_ns[rows]
+            age = attempts.time_ns[rows] - conviction.before_ns[rows]
+            credit = attempts.credit[rows] > 0
+            pending = attempts.pending[rows]
+            first = attempts.first_success_ns[rows]
+            usual = (first > 0) & (first < start) & (pending <= self._typist)
+            hit = (
+                (conviction.serial[rows] > 0)
+                & ~usual
+                & (~credit | ((age <= self._memory_ns) & (pending > 0)))
+            )
+            guessed = np.maximum(guessed, np.where(hit, conviction.attempts[rows], 0))
+        rows, guessed = rows[guessed > 0], guessed[guessed > 0]
+        if not len(rows):
+            return []
+        time_ns = attempts.time_ns[rows]
+        followed = self._campaigns.update(
+            np.where(attempts.pair[rows] == 0, attempts.source[rows], attempts.pair[rows]),
+            time_ns,
+            np.ones(len(rows), np.bool_),
+            attempts.marked[rows] | 1,
+            attempts.user[rows],
+            attempts.spans[rows],
+            attempts.batch.text,
+            time_ns,
+        )
+
+        def story_of(at: int) -> dict[str, Any]:
+            row = int(rows[at])
+            return {
+                **attempts.story_of(row),
+                "user": attempts.user_of(row),
+                "failures": int(guessed[at]),
+                "own_failures": int(attempts.pending[row]),
+            }
+
+        return [self._finding(*grown) for grown in self._campaigns.grown(followed, story_of)]
+
+    def _finding(self, record: Record, story: dict[str, Any]) -> Finding:
+        source, user = story["entity"], story["user"]
+        return Finding(
+            id=finding_id(self.name, f"{source} {user}", record.trigger_ns, record.trigger_line),
+            detector=self.name,
+            kind="account_compromise",
+            entity_type="user" if user else "source",
+            entity=user or source,
+            time_ns=record.trigger_ns,
+            start_ns=record.start_ns,
+            end_ns=record.end_ns,
+            severity=95,
+            confidence=0.8 if story["credit"] else 0.95,
+            sources=(source,),
+            users=(user,) if user else (),
+            targets=(story["target"],) if story["target"] else (),
+            figures={
+                "successes": record.attempts,
+                "failures_before": story["failures"],
+                "failures_of_user": story["own_failures"],
+                "credit_users": story["credit"],
+            },
+            threshold="a login that succeeds from a source that has been guessing passwords",
+            baseline=baseline(story["credit"]),
+            techniques=("T1078", "T1110"),
+            lines=record.lines,
+            samples=(story["sample"],) if story["sample"] else (),
+            provenance=record.provenance,
+            blockable=(source,) if record.blockable else (),
+        )
+
+    def save(self) -> dict[str, Any]:
+        return {"campaigns": self._campaigns.save()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._campaigns.load(state["campaigns"])

@@ -1,0 +1,58 @@
+"""How the login detectors put a campaign of one source into words and figures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..campaigns import Record
+from ..finding import Finding, Kind, finding_id
+
+
+def source_finding(
+    detector: str,
+    kind: Kind,
+    record: Record,
+    story: dict[str, Any],
+    *,
+    severity: int,
+    threshold: str,
+    technique: str,
+) -> Finding:
+    """The finding of a campaign whose entity is its source; `story` as `Attempts.story_of` gives it."""
+    entity, credit = story["entity"], story["credit"]
+    return Finding(
+        id=finding_id(detector, entity, record.trigger_ns, record.trigger_line),
+        detector=detector,
+        kind=kind,
+        entity_type="source",
+        entity=entity,
+        time_ns=record.trigger_ns,
+        start_ns=record.start_ns,
+        end_ns=record.end_ns,
+        severity=severity,
+        confidence=0.7 if credit else 0.9,
+        sources=(entity,),
+        users=tuple(sorted(filter(None, record.items))),
+        targets=(story["target"],) if story["target"] else (),
+        figures={
+            "attempts": record.attempts,
+            "distinct_users": record.distinct,
+            "threshold": story["limit"],
+            "window_s": story["window_s"],
+            "credit_users": credit,
+        },
+        threshold=threshold,
+        baseline=baseline(credit),
+        techniques=(technique,),
+        lines=record.lines,
+        samples=(story["sample"],) if story["sample"] else (),
+        provenance=record.provenance,
+        blockable=(entity,) if record.blockable else (),
+    )
+
+
+def baseline(credit: int) -> str:
+    """What is usual for a source, in words."""
+    if not credit:
+        return "nobody has logged in from this source before"
+    return f"{credit} user{'s have' if credit > 1 else ' has'} logged in from this source before"

@@ -1,0 +1,93 @@
+"""Password spraying: one source that tries many users, few times each."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ...daemon.events import NS_PER_S
+from ..campaigns import Campaigns, Followed, Record
+from ..finding import EntityType, Finding, Kind
+from ..tables import NS_PER_DAY, DistinctCounter
+from .attempts import Attempts
+from .evidence import source_finding
+
+
+class PasswordSpray:
+    """Password spraying (ATT&CK T1110.003): distinct users for whom a source has failed, and not succeeded since.
+
+    A source is raised at the `users`-th user with at most `tries` failures within an hour or a day. Where
+    users have logged in from it before, it takes `credit_users` more (and one more for each user beyond ten, up
+    to 8), and those who have count within ten minutes only: an office whose people mistype sprays nobody, and an
+    attacker among them does.
+
+    Parameters: `users` (int, 8), `tries` (int, 3), `credit_users` (int, 8), `sources` (int, 16384).
+    """
+
+    name: ClassVar[str] = "password_spray"
+    kinds: ClassVar[tuple[Kind, ...]] = ("password_spray",)
+    partition_key: ClassVar[EntityType] = "source"
+
+    def __init__(self, users: int = 8, tries: int = 3, credit_users: int = 8, sources: int = 16384) -> None:
+        self._windows_s = (600, 3600, 86400)
+        self._users, self._credit_users = users, credit_users
+        self._counter = DistinctCounter(
+            sources, users + credit_users + 16, tuple(s * NS_PER_S for s in self._windows_s), tries
+        )
+        self._campaigns = Campaigns(NS_PER_DAY, capacity=sources)
+
+    def follow(self, attempts: Attempts) -> tuple[Followed, list[Finding]]:
+        """What each attempt belongs to (successes are told the campaign that is open), and the findings."""
+        credit = attempts.credit
+        change = np.where(
+            attempts.success,
+            DistinctCounter.REMOVE,
+            np.where(attempts.first_success_ns > 0, DistinctCounter.ADD_LESSER, DistinctCounter.ADD),
+        )
+        change = np.where(attempts.user == 0, DistinctCounter.ASK, change).astype(np.int8)
+        counts = self._counter.update(attempts.source, attempts.user, attempts.time_ns, change)
+        limit = self._users + np.where(credit > 0, self._credit_users + np.clip(credit - 10, 0, 8), 0)
+        reached = counts >= limit[:, None]
+        shortest = reached.argmax(axis=1)
+        window_ns = np.array(self._windows_s, np.int64)[shortest] * NS_PER_S
+        followed = self._campaigns.update(
+            attempts.source,
+            attempts.time_ns,
+            np.logical_or.reduce(reached, axis=1),
+            attempts.marked,
+            attempts.user,
+            attempts.spans,
+            attempts.batch.text,
+            attempts.time_ns - window_ns,
+        )
+
+        def story_of(at: int) -> dict[str, Any]:
+            return {
+                **attempts.story_of(at),
+                "limit": int(limit[at]),
+                "window_s": self._windows_s[shortest[at]],
+            }
+
+        return followed, [self._finding(*grown) for grown in self._campaigns.grown(followed, story_of)]
+
+    def update(self, attempts: Attempts) -> list[Finding]:
+        return self.follow(attempts)[1]
+
+    def _finding(self, record: Record, story: dict[str, Any]) -> Finding:
+        return source_finding(
+            self.name,
+            "password_spray",
+            record,
+            story,
+            severity=60 + 10 * (record.distinct >= 100),
+            threshold=f"failures for {story['limit']} users in {story['window_s']} s, few for each",
+            technique="T1110.003",
+        )
+
+    def save(self) -> dict[str, Any]:
+        return {"counter": self._counter.save(), "campaigns": self._campaigns.save()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._counter.load(state["counter"])
+        self._campaigns.load(state["campaigns"])

@@ -1,0 +1,665 @@
+# mypy: disable-error-code="untyped-decorator"
+"""The loops that update the detectors' bounded tables (`tables.py`); compiled where there was a C compiler.
+
+A table is set-associative: a key belongs to one bucket of eight places. A newcomer in a full bucket replaces
+the weakest entry there, so memory is fixed whatever is sent, and sources of one attempt each cannot push out
+one that goes on attacking. Loops take one event after the other, in integers, so no result depends on how
+events were divided into batches. Nothing here may read a clock, draw a random number, or use a float.
+
+Keys are keyed 64-bit hashes, held as the `int64` view of the same bits; 0 means absent and is skipped.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cython
+
+from ..daemon.events import I32, I64, U8
+
+_WAYS = cython.declare(cython.Py_ssize_t, 8)
+_STRENGTH = cython.declare(cython.Py_ssize_t, 0)  # each unit keeps an entry for one more `grace`
+_LAST = cython.declare(cython.Py_ssize_t, 1)  # time of the newest event; 0 in an entry that was just made
+_MOST_STRENGTH = cython.declare(cython.longlong, 64)
+_NEVER = cython.declare(cython.longlong, 0x7FFF_FFFF_FFFF_FFFF)
+
+
+@cython.cfunc
+@cython.inline
+@cython.locals(keys="long long[::1]")
+def _find(keys: I64, home: cython.Py_ssize_t, key: cython.longlong) -> cython.Py_ssize_t:
+    """The place of `key` in the bucket that begins at `home`, or -1."""
+    way: cython.Py_ssize_t
+    for way in range(_WAYS):
+        if keys[home + way] == key:
+            return home + way
+    return -1
+
+
+@cython.cfunc
+@cython.locals(keys="long long[::1]", table="long long[:, ::1]")
+def _claim(
+    keys: I64, table: I64, home: cython.Py_ssize_t, key: cython.longlong, grace: cython.longlong
+) -> cython.Py_ssize_t:
+    """The place of `key`; where it has none, that of the weakest entry, which it replaces by zeros."""
+    way: cython.Py_ssize_t
+    slot: cython.Py_ssize_t = _find(keys, home, key)
+    if slot >= 0:
+        return slot
+    victim: cython.Py_ssize_t = home
+    least: cython.longlong = _NEVER
+    strength: cython.longlong
+    score: cython.longlong
+    for way in range(_WAYS):
+        slot = home + way
+        if keys[slot] == 0:
+            victim = slot
+            break
+        strength = table[slot, _STRENGTH]
+        if strength > _MOST_STRENGTH:
+            strength = _MOST_STRENGTH
+        score = table[slot, _LAST] + strength * grace
+        if score < least:
+            least = score
+            victim = slot
+    keys[victim] = key
+    column: cython.Py_ssize_t
+    for column in range(table.shape[1]):
+        table[victim, column] = 0
+    return victim
+
+
+@cython.locals(
+    home="const long long[::1]",
+    wanted="const long long[::1]",
+    time_ns="const long long[::1]",
+    weights="const long long[::1]",
+    scales="const long long[:, ::1]",
+    keys="long long[::1]",
+    table="long long[:, ::1]",
+    counts="long long[:, ::1]",
+)
+def count_windows(
+    home: I64,
+    wanted: I64,
+    time_ns: I64,
+    weights: I64,
+    scales: I64,
+    grace: cython.longlong,
+    keys: I64,
+    table: I64,
+    counts: I64,
+) -> None:
+    i: cython.Py_ssize_t
+    s: cython.Py_ssize_t
+    slot: cython.Py_ssize_t
+    field: cython.Py_ssize_t
+    place: cython.Py_ssize_t
+    now: cython.longlong
+    weight: cython.longlong
+    cells: cython.longlong
+    head: cython.longlong
+    old: cython.longlong
+    cell: cython.longlong
+    total: cython.longlong
+    owed: cython.longlong
+    for i in range(wanted.shape[0]):
+        if wanted[i] == 0:
+            continue
+        weight = weights[i]
+        if weight > 0:
+            slot = _claim(keys, table, home[i], wanted[i], grace)
+        else:
+            slot = _find(keys, home[i], wanted[i])
+            if slot < 0:
+                continue
+        now = time_ns[i]
+        if now < table[slot, _LAST]:
+            now = table[slot, _LAST]
+        table[slot, _LAST] = now
+        field = 2
+        total = 0
+        for s in range(scales.shape[0]):
+            cells = scales[s, 1]
+            head = now // scales[s, 0]
+            old = table[slot, field]
+            total = table[slot, field + 1]
+            if head - old >= cells:
+                for place in range(field + 2, field + 2 + cells):
+                    table[slot, place] = 0
+                total = 0
+            else:
+                for cell in range(old + 1, head + 1):
+                    place = field + 2 + cell % cells
+                    total -= table[slot, place]
+                    table[slot, place] = 0
+            table[slot, field] = head
+            if weight > 0:
+                table[slot, field + 2 + head % cells] += weight
+                total += weight
+            elif weight < 0:
+                owed = -weight
+                cell = head
+                while owed > 0 and cell > head - cells and cell >= 0:
+                    place = field + 2 + cell % cells
+                    if table[slot, place] <= owed:
+                        owed -= table[slot, place]
+                        total -= table[slot, place]
+                        table[slot, place] = 0
+                    else:
+                        table[slot, place] -= owed
+                        total -= owed
+                        owed = 0
+                    cell -= 1
+            table[slot, field + 1] = total
+            counts[i, s] = total
+            field += 2 + cells
+        table[slot, _STRENGTH] = total
+
+
+@cython.locals(
+    home="const long long[::1]",
+    wanted="const long long[::1]",
+    items="const long long[::1]",
+    time_ns="const long long[::1]",
+    change="const signed char[::1]",
+    windows="const long long[::1]",
+    keys="long long[::1]",
+    table="long long[:, ::1]",
+    counts="long long[:, ::1]",
+)
+def count_distinct(
+    home: I64,
+    wanted: I64,
+    items: I64,
+    time_ns: I64,
+    change: Any,
+    windows: I64,
+    few: cython.longlong,
+    grace: cython.longlong,
+    keys: I64,
+    table: I64,
+    counts: I64,
+) -> None:
+    """An item takes three columns from 3 on: the item, when it was last seen, and 2 x tries + lesser."""
+    i: cython.Py_ssize_t
+    w: cython.Py_ssize_t
+    slot: cython.Py_ssize_t
+    place: cython.Py_ssize_t
+    oldest: cython.Py_ssize_t
+    end: cython.Py_ssize_t
+    last_window: cython.Py_ssize_t = windows.shape[0] - 1
+    most: cython.Py_ssize_t = (table.shape[1] - 3) // 3
+    now: cython.longlong
+    age: cython.longlong
+    mark: cython.longlong
+    longest: cython.longlong = windows[last_window]
+    for w in range(last_window):
+        if windows[w] > longest:
+            longest = windows[w]
+    for i in range(wanted.shape[0]):
+        if wanted[i] == 0:
+            continue
+        if change[i] > 0:
+            slot = _claim(keys, table, home[i], wanted[i], grace)
+        else:
+            slot = _find(keys, home[i], wanted[i])
+            if slot < 0:
+                continue
+        now = time_ns[i]
+        if now < table[slot, _LAST]:
+            now = table[slot, _LAST]
+        table[slot, _LAST] = now
+        end = 3 + 3 * table[slot, 2]
+        if change[i] != 0:
+            place = 3
+            oldest = 3
+            while place < end and table[slot, place] != items[i]:
+                if table[slot, place + 1] < table[slot, oldest + 1]:
+                    oldest = place
+                place += 3
+            if change[i] < 0:
+                if place < end:
+                    end -= 3
+                    table[slot, place] = table[slot, end]
+                    table[slot, place + 1] = table[slot, end + 1]
+                    table[slot, place + 2] = table[slot, end + 2]
+                    table[slot, 2] -= 1
+            else:
+                mark = 0
+                if place < end:
+                    if now - table[slot, place + 1] < longest:
+                        mark = table[slot, place + 2] & ~1
+                elif (table[slot, 2] == most) or (end > 3 and now - table[slot, oldest + 1] >= longest):
+                    place = oldest
+                else:
+                    end += 3
+                    table[slot, 2] += 1
+                table[slot, place] = items[i]
+                table[slot, place + 1] = now
+                table[slot, place + 2] = mark + 2 + (1 if change[i] == 2 else 0)
+        place = 3
+        while place < end:
+            mark = table[slot, place + 2]
+            if mark >> 1 <= few:
+                age = now - table[slot, place + 1]
+                if mark & 1:
+                    if age < windows[0]:
+                        counts[i, 0] += 1
+                else:
+                    for w in range(last_window + 1):
+                        if age < windows[w]:
+                            counts[i, w] += 1
+            place += 3
+        table[slot, _STRENGTH] = table[slot, 2]
+
+
+@cython.locals(
+    home="const long long[::1]",
+    sessions="const long long[::1]",
+    time_ns="const long long[::1]",
+    kinds="const unsigned char[::1]",
+    attempts="const long long[::1]",
+    placed="const unsigned char[::1]",
+    users="const long long[::1]",
+    keys="long long[::1]",
+    table="long long[:, ::1]",
+    weights="long long[::1]",
+    named="long long[::1]",
+)
+def weigh_lines(
+    home: I64,
+    sessions: I64,
+    time_ns: I64,
+    kinds: U8,
+    attempts: I64,
+    placed: U8,
+    users: I64,
+    idle_ns: cython.longlong,
+    keys: I64,
+    table: I64,
+    weights: I64,
+    named: I64,
+) -> None:
+    """Attempts that each line adds to its session, and the user that the session last named.
+
+    `kinds` are `Outcome`s, with 32 for a key that was offered and refused. Columns from 2 on: failures, PAM's
+    failures, 1 after an invalid user, 1 after a refused key, 1 after a success, attempts given out, user.
+    """
+    i: cython.Py_ssize_t
+    slot: cython.Py_ssize_t
+    column: cython.Py_ssize_t
+    now: cython.longlong
+    told: cython.longlong
+    kind: cython.int
+    for i in range(sessions.shape[0]):
+        kind = kinds[i]
+        named[i] = users[i]
+        if sessions[i] == 0:
+            if placed[i] and (kind == 2 or kind == 4):
+                weights[i] = attempts[i]
+            elif placed[i] and kind == 3:
+                weights[i] = 1
+            continue
+        if kind == 2 or kind == 3 or kind == 4 or kind == 32:
+            slot = _claim(keys, table, home[i], sessions[i], idle_ns)
+        else:
+            slot = _find(keys, home[i], sessions[i])
+            if slot < 0:
+                continue
+        now = time_ns[i]
+        if now < table[slot, _LAST]:
+            now = table[slot, _LAST]
+        if now - table[slot, _LAST] > idle_ns:
+            for column in range(2, table.shape[1]):
+                table[slot, column] = 0
+        table[slot, _LAST] = now
+        if users[i] != 0:
+            table[slot, 8] = users[i]
+        named[i] = table[slot, 8]
+        if kind == 2:
+            table[slot, 2] += attempts[i]
+        elif kind == 4:
+            table[slot, 3] += attempts[i]
+        elif kind == 3:
+            table[slot, 4] = 1
+        elif kind == 32:
+            table[slot, 5] = 1
+        elif kind == 1:
+            table[slot, 6] = 1
+        if placed[i] and kind != 1:
+            told = table[slot, 2]
+            if table[slot, 3] > told:
+                told = table[slot, 3]
+            if told == 0 and (table[slot, 4] or (kind == 5 and table[slot, 5] and not table[slot, 6])):
+                told = 1
+            if told > table[slot, 7]:
+                weights[i] = told - table[slot, 7]
+                table[slot, 7] = told
+                table[slot, _STRENGTH] = told
+
+
+@cython.locals(
+    pair_home="const long long[::1]",
+    pairs="const long long[::1]",
+    source_home="const long long[::1]",
+    sources="const long long[::1]",
+    time_ns="const long long[::1]",
+    weights="const long long[::1]",
+    success="const unsigned char[::1]",
+    pair_keys="long long[::1]",
+    pair_table="long long[:, ::1]",
+    source_keys="long long[::1]",
+    source_table="long long[:, ::1]",
+    out="long long[:, ::1]",
+)
+def recall_history(
+    pair_home: I64,
+    pairs: I64,
+    source_home: I64,
+    sources: I64,
+    time_ns: I64,
+    weights: I64,
+    success: U8,
+    tolerance: cython.longlong,
+    patience_ns: cython.longlong,
+    settle_ns: cython.longlong,
+    memory_ns: cython.longlong,
+    pair_keys: I64,
+    pair_table: I64,
+    source_keys: I64,
+    source_table: I64,
+    out: I64,
+) -> None:
+    """What each event weighs once history is known, and that history, as it was before the event.
+
+    `out` columns: weight (see `History`), failures of this user from this source since its last success, time
+    of its first success (0 = none), users with earlier successes from this source.
+    Pair columns from 2 on: failures, first success, last failure. Source columns: settled users, fresh users,
+    the grid cell of the fresh ones.
+    """
+    i: cython.Py_ssize_t
+    slot: cython.Py_ssize_t
+    place: cython.Py_ssize_t
+    now: cython.longlong
+    pending: cython.longlong
+    weight: cython.longlong
+    keep_ns: cython.longlong = memory_ns // _MOST_STRENGTH
+    for i in range(sources.shape[0]):
+        if sources[i] == 0:
+            continue
+        weight = weights[i]
+        place = _find(source_keys, source_home[i], sources[i])
+        if place >= 0:
+            now = time_ns[i]
+            if now < source_table[place, _LAST]:
+                now = source_table[place, _LAST]
+            if now - source_table[place, _LAST] > memory_ns:
+                source_table[place, 2] = 0
+                source_table[place, 3] = 0
+            elif now // settle_ns > source_table[place, 4]:
+                source_table[place, 2] += source_table[place, 3]
+                source_table[place, 3] = 0
+            if success[i]:
+                source_table[place, _LAST] = now
+            out[i, 3] = source_table[place, 2]
+            if source_table[place, 3] >= 3:
+                out[i, 3] += source_table[place, 3]
+        if pairs[i] == 0:
+            out[i, 0] = weight
+            continue
+        if not success[i] and weight <= 0:
+            continue
+        slot = _claim(pair_keys, pair_table, pair_home[i], pairs[i], keep_ns)
+        now = time_ns[i]
+        if now < pair_table[slot, _LAST]:
+            now = pair_table[slot, _LAST]
+        pair_table[slot, _LAST] = now
+        if now - pair_table[slot, 4] > patience_ns:
+            pair_table[slot, 2] = 0
+        pending = pair_table[slot, 2]
+        out[i, 1] = pending
+        out[i, 2] = pair_table[slot, 3]
+        if not success[i]:
+            pair_table[slot, 2] = pending + weight
+            pair_table[slot, 4] = now
+            if pair_table[slot, 3] == 0:
+                out[i, 0] = weight
+                pair_table[slot, _STRENGTH] = 1 if pending else 0
+            elif pending >= tolerance:
+                out[i, 0] = weight
+            elif pending + weight >= tolerance:
+                out[i, 0] = pending + weight
+            continue
+        pair_table[slot, 2] = 0
+        pair_table[slot, _STRENGTH] = _MOST_STRENGTH
+        if pending >= tolerance:
+            continue
+        if pair_table[slot, 3] != 0:
+            continue
+        out[i, 0] = -pending
+        pair_table[slot, 3] = now
+        place = _claim(source_keys, source_table, source_home[i], sources[i], keep_ns)
+        if now < source_table[place, _LAST]:
+            now = source_table[place, _LAST]
+        source_table[place, _STRENGTH] = _MOST_STRENGTH
+        source_table[place, _LAST] = now
+        source_table[place, 3] += 1
+        source_table[place, 4] = now // settle_ns
+
+
+@cython.cfunc
+@cython.locals(
+    records="long long[:, ::1]",
+    record_names="unsigned char[:, :, ::1]",
+    name_keys="long long[::1]",
+    name_text="unsigned char[:, ::1]",
+)
+def _add_evidence(
+    records: I64,
+    record: cython.Py_ssize_t,
+    record_names: U8,
+    mark: cython.longlong,
+    item: cython.longlong,
+    time: cython.longlong,
+    name_keys: I64,
+    name_text: U8,
+    name_home: cython.Py_ssize_t,
+) -> cython.void:
+    """Grows a record by one event; `mark` packs line << 24 | provenance << 21 | blockable << 20 | weight."""
+    at: cython.Py_ssize_t
+    count: cython.Py_ssize_t
+    slot: cython.Py_ssize_t
+    one: cython.longlong = 1
+    provenance: cython.longlong = (mark >> 21) & 7
+    records[record, 4] = time
+    records[record, 5] += mark & 0xFFFFF
+    if provenance < records[record, 8]:
+        records[record, 8] = provenance
+    records[record, 9] &= (mark >> 20) & 1
+    count = records[record, 6]
+    if count < 32:
+        records[record, 28 + count] = mark >> 24
+        records[record, 6] += 1
+    if item == 0:
+        return
+    records[record, 12 + ((item >> 25) & 15)] |= one << ((item >> 20) & 31)
+    count = records[record, 7]
+    for at in range(count):
+        if records[record, 60 + at] == item:
+            return
+    if count >= 32:
+        return
+    records[record, 60 + count] = item
+    records[record, 7] += 1
+    slot = _find(name_keys, name_home, item)
+    record_names[record, count, 0] = 0
+    if slot >= 0:
+        for at in range(record_names.shape[2]):
+            record_names[record, count, at] = name_text[slot, at]
+
+
+@cython.locals(
+    home="const long long[::1]",
+    wanted="const long long[::1]",
+    time_ns="const long long[::1]",
+    since_ns="const long long[::1]",
+    over="const unsigned char[::1]",
+    marks="const long long[::1]",
+    amounts="const long long[:, ::1]",
+    items="const long long[::1]",
+    spans="const int[:, ::1]",
+    text="const unsigned char[::1]",
+    keys="long long[::1]",
+    table="long long[:, ::1]",
+    records="long long[:, ::1]",
+    record_names="unsigned char[:, :, ::1]",
+    newest="long long[::1]",
+    name_keys="long long[::1]",
+    name_table="long long[:, ::1]",
+    name_text="unsigned char[:, ::1]",
+    touched="long long[::1]",
+    out="long long[:, ::1]",
+)
+def follow_campaigns(
+    home: I64,
+    wanted: I64,
+    time_ns: I64,
+    since_ns: I64,
+    over: U8,
+    marks: I64,
+    amounts: I64,
+    items: I64,
+    spans: I32,
+    text: U8,
+    gap_ns: cython.longlong,
+    grace: cython.longlong,
+    keys: I64,
+    table: I64,
+    records: I64,
+    record_names: U8,
+    newest: I64,
+    name_keys: I64,
+    name_table: I64,
+    name_text: U8,
+    touched: I64,
+    out: I64,
+) -> None:
+    """Opens a campaign where `over`, with the trail that led there, and grows it until `gap_ns` without events.
+
+    `out` columns: serial (0 = none), start, time of the last event before this one, 1 where the row is the
+    campaign's last of the batch + 2 where it opened one, attempts so far. Table columns from 2 on: serial,
+    events on the trail, then the trail as a ring of mark, item, time. A record's columns: serial, trigger time
+    and line, start, end, attempts, lines, items, provenance, blockable, two amounts, 16 words of a bitmap of
+    items, lines, items.
+    """
+    i: cython.Py_ssize_t
+    slot: cython.Py_ssize_t
+    place: cython.Py_ssize_t
+    record: cython.Py_ssize_t
+    column: cython.Py_ssize_t
+    length: cython.Py_ssize_t
+    names_mask: cython.longlong = name_keys.shape[0] // _WAYS - 1
+    ring: cython.Py_ssize_t = (table.shape[1] - 4) // 3
+    most_name: cython.Py_ssize_t = name_text.shape[1] - 1
+    first: cython.longlong
+    step: cython.longlong
+    now: cython.longlong
+    before: cython.longlong
+    serial: cython.longlong
+    item: cython.longlong
+    for i in range(wanted.shape[0]):
+        if wanted[i] == 0:
+            continue
+        if marks[i] & 0xFFFFF:
+            slot = _claim(keys, table, home[i], wanted[i], grace)
+        else:
+            slot = _find(keys, home[i], wanted[i])
+            if slot < 0:
+                continue
+        before = table[slot, _LAST]
+        now = time_ns[i]
+        if now < before:
+            now = before
+        serial = table[slot, 2]
+        if now - before > gap_ns:
+            serial = 0
+        if not marks[i] & 0xFFFFF:
+            record = serial % records.shape[0]
+            if serial and records[record, 0] == serial:
+                out[i, 0] = serial
+                out[i, 1] = records[record, 3]
+                out[i, 2] = before
+                out[i, 4] = records[record, 5]
+            continue
+        if now - before > gap_ns:
+            table[slot, 2] = 0
+            table[slot, 3] = 0
+        table[slot, _LAST] = now
+        item = items[i]
+        if item != 0:
+            place = _claim(name_keys, name_table, (item & names_mask) * _WAYS, item, 0)
+            if name_table[place, _LAST] == 0 or name_text[place, 0] == 0:
+                length = spans[i, 1] - spans[i, 0]
+                if spans[i, 0] < 0:
+                    length = 0
+                if length > most_name - 1:
+                    length = most_name
+                name_text[place, 0] = length
+                for column in range(length):
+                    name_text[place, 1 + column] = text[spans[i, 0] + column]
+            name_table[place, _LAST] = now
+        place = 4 + 3 * (table[slot, 3] % ring)
+        table[slot, 3] += 1
+        table[slot, place] = marks[i]
+        table[slot, place + 1] = item
+        table[slot, place + 2] = now
+        table[slot, _STRENGTH] = table[slot, 3]
+        if serial == 0:
+            if not over[i]:
+                continue
+            serial = newest[0] + 1
+            newest[0] = serial
+            table[slot, 2] = serial
+            record = serial % records.shape[0]
+            for column in range(records.shape[1]):
+                records[record, column] = 0
+            records[record, 0] = serial
+            records[record, 1] = now
+            records[record, 2] = marks[i] >> 24
+            records[record, 3] = now
+            records[record, 8] = 7
+            records[record, 9] = 1
+            first = table[slot, 3] - ring
+            if first < 0:
+                first = 0
+            for step in range(first, table[slot, 3]):
+                place = 4 + 3 * (step % ring)
+                if table[slot, place + 2] < since_ns[i]:
+                    continue
+                if records[record, 6] == 0:
+                    records[record, 3] = table[slot, place + 2]
+                item = table[slot, place + 1]
+                _add_evidence(
+                    records, record, record_names, table[slot, place], item, table[slot, place + 2],
+                    name_keys, name_text, (item & names_mask) * _WAYS,
+                )  # fmt: skip
+            out[i, 3] = 2
+        else:
+            record = serial % records.shape[0]
+            if records[record, 0] != serial:
+                continue
+            _add_evidence(
+                records, record, record_names, marks[i], item, now, name_keys, name_text,
+                (item & names_mask) * _WAYS,
+            )  # fmt: skip
+        records[record, 10] += amounts[i, 0]
+        records[record, 11] += amounts[i, 1]
+        out[i, 0] = serial
+        out[i, 1] = records[record, 3]
+        out[i, 2] = before
+        out[i, 3] += 1
+        out[i, 4] = records[record, 5]
+        if touched[record] >= 0:
+            out[touched[record], 3] &= ~1
+        touched[record] = i

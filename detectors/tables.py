@@ -1,0 +1,200 @@
+"""The bounded tables of the detectors: what the loops of `sketches.py` keep, as classes that can be saved.
+
+A table is set-associative and never grows: a newcomer in a full bucket replaces the weakest entry of its
+bucket. Every `update` takes columns and returns, for each event, the value just after that event, so any
+division into batches gives the same values.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..daemon.events import I64, U8, U64
+from . import sketches
+
+NS_PER_DAY = 86_400_000_000_000
+_WAYS = 8
+
+
+class Table:
+    """`capacity` entries (rounded up to a power of two, at least 8) of `columns` int64 numbers each.
+
+    The first two columns are every kernel's: strength and time of the newest event. `grace_ns` is how much
+    longer an entry is kept for each unit of strength (64 at most).
+    """
+
+    def __init__(self, capacity: int, columns: int, grace_ns: int) -> None:
+        self.capacity = max(_WAYS, 1 << (capacity - 1).bit_length())
+        self.keys: I64 = np.zeros(self.capacity, np.int64)
+        self.rows: I64 = np.zeros((self.capacity, columns), np.int64)
+        self.grace_ns = grace_ns
+        self._buckets = np.uint64(self.capacity // _WAYS - 1)
+
+    def home(self, keys: U64) -> I64:
+        """Where the bucket of each key begins."""
+        homes: I64 = ((keys & self._buckets) * np.uint64(_WAYS)).astype(np.int64)
+        return homes
+
+    def save(self) -> dict[str, Any]:
+        used = np.flatnonzero(self.keys)
+        return {"capacity": self.capacity, "at": used, "keys": self.keys[used], "rows": self.rows[used]}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Raises ValueError where the saved table had another size."""
+        if state["capacity"] != self.capacity or state["rows"].shape[1:] != self.rows.shape[1:]:
+            raise ValueError("the saved table has another size; the options of this detector were changed")
+        self.keys[:] = 0
+        self.rows[:] = 0
+        self.keys[state["at"]] = state["keys"]
+        self.rows[state["at"]] = state["rows"]
+
+
+class WindowCounter:
+    """For each key the sum of weights within each of several sliding windows.
+
+    Parameters: `capacity` (keys); `scales`: (cell_ns, cells) each, from the shortest window to the longest. A
+    window spans between `cells - 1` and `cells` cells, on a fixed grid of event time.
+    """
+
+    def __init__(self, capacity: int, scales: tuple[tuple[int, int], ...]) -> None:
+        self._scales = np.array(scales, np.int64)
+        longest = max(cell * cells for cell, cells in scales)
+        columns = 2 + sum(2 + cells for _, cells in scales)
+        self._table = Table(capacity, columns, longest // 64)
+
+    def update(self, keys: U64, time_ns: I64, weights: I64) -> I64:
+        """The sums `int64[n, scales]` just after each event.
+
+        Weight 0 only asks; a negative weight takes back from the newest cells, and never below nothing.
+        """
+        counts: I64 = np.zeros((len(keys), len(self._scales)), np.int64)
+        table = self._table
+        sketches.count_windows(
+            table.home(keys), keys.view(np.int64), time_ns, weights, self._scales, table.grace_ns,
+            table.keys, table.rows, counts,
+        )  # fmt: skip
+        return counts
+
+    def save(self) -> dict[str, Any]:
+        return self._table.save()
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._table.load(state)
+
+
+class DistinctCounter:
+    """For each key how many distinct items were seen within each of several windows; saturates at `items`.
+
+    Parameters: `capacity` (keys); `items` (most items held for a key; beyond, the one unseen for longest goes);
+    `windows_ns`; `few`: an item that came more often than this is not counted (0 = no such limit). Items
+    marked as lesser count in the first window only.
+    """
+
+    ADD, ADD_LESSER, REMOVE, ASK = 1, 2, -1, 0
+
+    def __init__(self, capacity: int, items: int, windows_ns: tuple[int, ...], few: int = 0) -> None:
+        self._windows = np.array(windows_ns, np.int64)
+        self._few = few or 1 << 60
+        self._table = Table(capacity, 3 + 3 * items, max(windows_ns) // 64)
+
+    def update(self, keys: U64, items: U64, time_ns: I64, change: Any) -> I64:
+        """The numbers `int64[n, windows]` just after each event; `change` (int8[n]) says what it does."""
+        counts: I64 = np.zeros((len(keys), len(self._windows)), np.int64)
+        table = self._table
+        sketches.count_distinct(
+            table.home(keys), keys.view(np.int64), items.view(np.int64), time_ns, change, self._windows, self._few,
+            table.grace_ns, table.keys, table.rows, counts,
+        )  # fmt: skip
+        return counts
+
+    def save(self) -> dict[str, Any]:
+        return self._table.save()
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._table.load(state)
+
+
+class Sessions:
+    """How many attempts each line of a log adds, where one attempt writes several lines.
+
+    For each session (`AuthBatch.session`) attempts = max(failures, PAM's failures, 1 after an invalid user),
+    and a line weighs what it adds to that. A key that was offered and refused weighs nothing, since a client
+    offers all it has; the session weighs 1 when it ends with nothing but refused keys. Lines without a session
+    stand each for itself. A session ends after `idle_ns` without lines.
+    """
+
+    def __init__(self, capacity: int = 16384, idle_ns: int = 600 * 10**9) -> None:
+        self._idle_ns = idle_ns
+        self._table = Table(capacity, 9, idle_ns)
+
+    def update(
+        self, sessions: U64, time_ns: I64, kinds: U8, attempts: I64, placed: U8, users: U64
+    ) -> tuple[I64, U64]:
+        """(weight `int64[n]`, user `uint64[n]`: that of the line, else the last one of its session).
+
+        `kinds` are `Outcome`s and `REFUSED_KEY`; `placed` is 1 where the line has a client's address: lines
+        without one weigh nothing, and what they tell is given to the next line of the session that has one.
+        """
+        weights: I64 = np.zeros(len(sessions), np.int64)
+        named: I64 = np.zeros(len(sessions), np.int64)
+        table = self._table
+        sketches.weigh_lines(
+            table.home(sessions), sessions.view(np.int64), time_ns, kinds, attempts, placed,
+            users.view(np.int64), self._idle_ns, table.keys, table.rows, weights, named,
+        )  # fmt: skip
+        return weights, named.view(np.uint64)
+
+    def save(self) -> dict[str, Any]:
+        return self._table.save()
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._table.load(state)
+
+
+REFUSED_KEY = 32
+"""What `Sessions` takes beside the `Outcome`s: a public key was offered and refused."""
+
+
+class History:
+    """Who has succeeded from where: what makes a typist's failure different from a guesser's.
+
+    The failures of a user from a source where that user has succeeded before weigh nothing until there are
+    `tolerance` of them without a success; then they weigh all at once. Failures of anybody else weigh at once, and
+    are taken back by the success that follows, where they are fewer than `tolerance`. Failures are forgotten
+    after `patience_ns`, successes after `memory_ns` without another. A success gives its source credit from
+    the next cell of `settle_ns` on, or at once where three users succeed within one: an attacker's first hit
+    buys nothing.
+    """
+
+    def __init__(
+        self,
+        capacity: int = 65536,
+        tolerance: int = 10,
+        patience_ns: int = NS_PER_DAY,
+        settle_ns: int = 3600 * 10**9,
+        memory_ns: int = 30 * NS_PER_DAY,
+    ) -> None:
+        self._options = (tolerance, patience_ns, settle_ns, memory_ns)
+        self._pairs = Table(capacity, 5, memory_ns // 64)
+        self._sources = Table(capacity, 5, memory_ns // 64)
+
+    def update(self, pairs: U64, sources: U64, time_ns: I64, weights: I64, success: U8) -> I64:
+        """`int64[n, 4]`: what the event weighs now (below 0: takes back), and, as they were before the event:
+        failures of the pair since its last success, time of its first success (0 = none), users of credit.
+        """
+        out: I64 = np.zeros((len(pairs), 4), np.int64)
+        sketches.recall_history(
+            self._pairs.home(pairs), pairs.view(np.int64), self._sources.home(sources), sources.view(np.int64),
+            time_ns, weights, success, *self._options, self._pairs.keys, self._pairs.rows,
+            self._sources.keys, self._sources.rows, out,
+        )  # fmt: skip
+        return out
+
+    def save(self) -> dict[str, Any]:
+        return {"pairs": self._pairs.save(), "sources": self._sources.save()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._pairs.load(state["pairs"])
+        self._sources.load(state["sources"])
