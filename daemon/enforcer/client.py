@@ -28,7 +28,7 @@ class UnreachableError(EnforcerError):
 
 def socket_path(state: str | os.PathLike[str]) -> str:
     """Where the enforcer of the state folder `state` listens."""
-    return os.path.join(os.fspath(state), SOCKET)  # noqa: PTH118 - pathlib costs 10 ms to import
+    return os.path.join(os.fspath(state), SOCKET)
 
 
 class Enforcer:
@@ -57,7 +57,7 @@ class Enforcer:
             if fresh or gone.hung:
                 raise
             answer = self._exchange(data, timeout)
-        return _judged(answer)
+        return judged(answer)
 
     def close(self) -> None:
         if self._socket is not None:
@@ -132,7 +132,8 @@ class Enforcer:
         return self.call({"request": "status"})
 
 
-def _judged(data: bytes) -> dict[str, Any]:
+def judged(data: bytes) -> dict[str, Any]:
+    """The answer in `data`. Raises RefusedError or EnforcerError where it says so."""
     import json
 
     try:

@@ -26,8 +26,8 @@ IMPLICIT = tuple(
     for network, why in (
         ("127.0.0.0/8", "loopback"),
         ("::1/128", "loopback"),
-        ("169.254.0.0/16", "link-local"),
-        ("fe80::/10", "link-local"),
+        ("169.254.0.0/16", "link_local"),
+        ("fe80::/10", "link_local"),
         ("0.0.0.0/8", "unspecified"),
         ("::/128", "unspecified"),
         ("224.0.0.0/4", "multicast"),
@@ -156,7 +156,9 @@ def refusal(
         return Refusal(f"{shown}: IPv{network.version} is blocked at {lengths}", "prefixes")
     for other, why in never:
         if other.version == network.version and network.subnet_of(other):  # type: ignore[arg-type]
-            return Refusal(f"{shown} is in {address_text(other)} ({why}), which is never blocked", why)
+            return Refusal(
+                f"{shown} is in {address_text(other)} ({why.replace('_', ' ')}), which is never blocked", why
+            )
     if ttl_s > rails.limits.longest_ttl_s:
         return Refusal(f"{ttl_s} s is longer than {rails.limits.longest_ttl_s} s", "longest_ttl_s")
     return None

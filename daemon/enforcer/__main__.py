@@ -1,0 +1,58 @@
+"""`python -m gatewatch.daemon.enforcer`: bring the kernel into the journal's state, then serve."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from ..errors import GatewatchError, PrivilegeError, UsageError
+from .authority import Authority
+from .journal import Journal
+from .nft import Nft
+from .server import Options, Server
+from .state import clocks
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code 0 after a signal, 1 where it cannot work, 2 for a wrong option or wrong rails."""
+    try:
+        options = _options(arguments)
+        if os.geteuid() != 0:
+            raise PrivilegeError("the enforcer changes the kernel's firewall", remedy="start it as root")
+        os.makedirs(options.state, mode=0o755, exist_ok=True)
+        now = clocks()
+        journal = Journal(f"{options.state}/enforcer", now, wait_s=2.0)
+        authority = Authority(journal, Nft(), now)
+        authority.killswitch.restore()  # before anything that may fail: what was cut off stays cut off
+        server = Server(options, authority)
+        server.load_rails()
+        authority.restore()
+        authority.killswitch.look_around()
+        journal.append("start", pid=os.getpid())
+        server.serve()
+        journal.append("stop")
+        journal.close()
+    except GatewatchError as error:
+        print(f"gatewatch-enforcer: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _options(arguments: list[str]) -> Options:
+    import argparse
+
+    parser = argparse.ArgumentParser(
+        prog="gatewatch-enforcer", description="The privileged process of Gatewatch."
+    )
+    parser.add_argument("--state", required=True, help="the state folder")
+    parser.add_argument("--rails", required=True, help="the root-owned rails.toml")
+    parser.add_argument("--analyser-uid", type=int, required=True, help="the user that the analyser runs as")
+    parser.add_argument("--socket", type=int, default=-1, help="a listening socket that was handed over")
+    given = parser.parse_args(arguments)
+    if given.analyser_uid <= 0:
+        raise UsageError("--analyser-uid: the analyser must not run as root")
+    return Options(given.state, given.rails, given.analyser_uid, given.socket)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

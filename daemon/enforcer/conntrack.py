@@ -1,0 +1,123 @@
+"""Entries of the kernel's connection tracking: found by the kernel and deleted, so that a flow that NAT or a flow table
+carries has to begin anew.
+
+Formats: linux/netfilter/nfnetlink_conntrack.h. The kernel filters since Linux 5.8; before, it gives every
+entry, so what comes back is compared here again before it is deleted. Where connection tracking is not
+in use, there is nothing to do.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+
+from .netlink import Netlink, attribute, attributes
+from .rails import Address, Network, Service
+
+_NETFILTER = 12  # NETLINK_NETFILTER
+_GET, _DELETE = (1 << 8) | 1, (1 << 8) | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET and _DELETE
+_TUPLE_ORIG, _ID, _ZONE, _FILTER = 1, 12, 18, 25  # CTA_*
+_TUPLE_IP, _TUPLE_PROTO = 1, 2
+_ADDRESSES: dict[int, tuple[int, int]] = {
+    socket.AF_INET: (1, 2),
+    socket.AF_INET6: (3, 4),
+}  # CTA_IP_V4_SRC and _DST, CTA_IP_V6_SRC and _DST
+_PROTO_NUM, _PROTO_DST_PORT = 1, 3
+_ORIG_FLAGS = 1
+_BY_SOURCE, _BY_DESTINATION, _BY_PROTOCOL, _BY_PORT = 1 << 0, 1 << 1, 1 << 3, 1 << 5  # CTA_FILTER_FLAG
+_MOST_READ = 20_000
+
+
+def entries() -> int:
+    """How many entries there are; 0 where connection tracking is not in use."""
+    try:
+        with open("/proc/sys/net/netfilter/nf_conntrack_count", encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return 0
+
+
+def forget_network(network: Network) -> int:
+    """Delete what was opened from `network`; how many entries. A wider network is searched for only where the
+    table is small: its packets are dropped before connection tracking anyway."""
+    single = network.prefixlen == network.max_prefixlen
+    if not entries() or (not single and entries() > _MOST_READ):
+        return 0
+    family = _family(network.network_address)
+    addresses = attribute(_ADDRESSES[family][0], network.network_address.packed)
+    return _forget(family, addresses if single else b"", b"", _BY_SOURCE if single else 0, network, None)
+
+
+def forget_services(services: tuple[Service, ...]) -> int:
+    """Delete what was opened towards any of `services`; how many entries."""
+    if not entries():
+        return 0
+    gone = 0
+    for service in services:
+        number = socket.IPPROTO_TCP if service.protocol == "tcp" else socket.IPPROTO_UDP
+        protocol = attribute(_PROTO_NUM, bytes([number])) + attribute(
+            _PROTO_DST_PORT, struct.pack("!H", service.port)
+        )
+        families = list(_ADDRESSES) if service.address is None else [_family(service.address)]
+        for family in families:
+            addresses, flags = b"", _BY_PROTOCOL | _BY_PORT
+            if service.address is not None:
+                addresses = attribute(_ADDRESSES[family][1], service.address.packed)
+                flags |= _BY_DESTINATION
+            gone += _forget(family, addresses, protocol, flags, None, service)
+    return gone
+
+
+def _forget(
+    family: int,
+    addresses: bytes,
+    protocol: bytes,
+    flags: int,
+    source: Network | None,
+    service: Service | None,
+) -> int:
+    header = struct.pack("!BBH", family, 0, 0)  # nfgenmsg
+    wanted = header
+    if flags:
+        inner = attribute(_TUPLE_IP, addresses, nested=True) if addresses else b""
+        inner += attribute(_TUPLE_PROTO, protocol, nested=True) if protocol else b""
+        wanted += attribute(_TUPLE_ORIG, inner, nested=True)
+        wanted += attribute(_FILTER, attribute(_ORIG_FLAGS, struct.pack("=I", flags)), nested=True)
+    try:
+        with Netlink(_NETFILTER) as netlink:
+            found = []
+            for _, body in netlink.ask(_GET, wanted):
+                given = attributes(body, 4)
+                if _matches(given.get(_TUPLE_ORIG, b""), family, source, service):
+                    kept = [(k, given[k]) for k in (_TUPLE_ORIG, _ZONE, _ID) if k in given]
+                    found.append(header + b"".join(attribute(k, v, nested=k == _TUPLE_ORIG) for k, v in kept))
+            return netlink.tell(_DELETE, found).count(0)
+    except OSError as error:
+        if error.errno in (errno.EPROTONOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT):
+            return (
+                0  # connection tracking without its netlink half, or a filter that this kernel does not know
+            )
+        raise
+
+
+def _matches(packed: bytes, family: int, source: Network | None, service: Service | None) -> bool:
+    parts = attributes(packed)
+    ends, ports = attributes(parts.get(_TUPLE_IP, b"")), attributes(parts.get(_TUPLE_PROTO, b""))
+    from_kind, to_kind = _ADDRESSES[family]
+    if source is not None:
+        start = ends.get(from_kind, b"")
+        shift = source.max_prefixlen - source.prefixlen
+        return bool(start) and int.from_bytes(start, "big") >> shift == int(source.network_address) >> shift
+    if service is None:
+        return False
+    number = socket.IPPROTO_TCP if service.protocol == "tcp" else socket.IPPROTO_UDP
+    return (
+        ports.get(_PROTO_NUM) == bytes([number])
+        and ports.get(_PROTO_DST_PORT) == struct.pack("!H", service.port)
+        and (service.address is None or ends.get(to_kind) == service.address.packed)
+    )
+
+
+def _family(address: Address) -> int:
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6

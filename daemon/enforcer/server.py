@@ -1,0 +1,215 @@
+"""The enforcer's process: listens, asks the kernel who speaks, answers one message after the other.
+
+A plain poll loop. The socket's file may be opened by anyone, since analyser and operators have no group in
+common; what counts is what the kernel says of the peer, and whoever is neither is sent away at once. When it
+ends, by a signal or a crash, the kernel's state stays as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from typing import NamedTuple
+
+from ..errors import GatewatchError
+from . import rails as rails_file
+from .authority import Authority, Caller
+from .monitor import Monitor
+from .protocol import MOST_BYTES, SOCKET, MalformedError, parse
+
+_TICK_S = 60.0
+_MOST_CLIENTS = 64
+_SO_PEERGROUPS = 59  # asm-generic/socket.h
+
+
+class Options(NamedTuple):
+    state: str
+    rails: str
+    analyser_uid: int
+    socket: int = -1  # a listening socket that was handed over; -1: make one
+
+
+class Server:
+    """Serves `authority` until a signal comes."""
+
+    def __init__(self, options: Options, authority: Authority) -> None:
+        self._options = options
+        self._authority = authority
+        self._operators = -1
+        self._poll = select.poll()
+        self._clients: dict[int, tuple[socket.socket, Caller]] = {}
+        self._running = True
+        self._reload = False
+
+    def load_rails(self) -> None:
+        """Read the rails, use them, and keep a copy for the command on the day when this process is gone."""
+        loaded = rails_file.load(self._options.rails)
+        self._authority.use(loaded)
+        self._authority.killswitch.follow()
+        self._operators = _group(loaded.operators)
+        copy = f"{self._options.state}/enforcer/rails.toml"
+        if os.path.realpath(copy) != os.path.realpath(self._options.rails):
+            descriptor = os.open(f"{copy}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with open(descriptor, "w", encoding="utf-8") as file:
+                file.write(loaded.text)
+            os.replace(f"{copy}.new", copy)
+
+    def serve(self) -> None:
+        """Answer until SIGTERM or SIGINT; SIGHUP reads the rails anew."""
+        listener = self._listen()
+        wake, woken = socket.socketpair()
+        woken.setblocking(False)
+        signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+        signal.signal(signal.SIGHUP, self._hang_up)
+        monitor = Monitor()
+        for waited in (listener, wake, monitor):
+            self._poll.register(waited.fileno(), select.POLLIN)
+        _say("ready")
+        next_tick = time.monotonic() + _TICK_S
+        heal_at = float("inf")
+        while self._running:
+            now = time.monotonic()
+            wait_s = max(0.0, min(next_tick, heal_at) - now)
+            for descriptor, _ in self._poll.poll(wait_s * 1e3 + 1):
+                if descriptor == listener.fileno():
+                    self._accept(listener)
+                elif descriptor == wake.fileno():
+                    wake.recv(64)
+                elif descriptor == monitor.fileno():
+                    if monitor.changed_by_others():
+                        heal_at = min(heal_at, time.monotonic() + 0.05)  # one healing for a burst of changes
+                else:
+                    self._answer(descriptor)
+            if self._reload:
+                self._reload = False
+                self._attempt(self.load_rails)
+            if time.monotonic() >= heal_at:
+                heal_at = float("inf")
+                self._attempt(self._heal)
+            if time.monotonic() >= next_tick:
+                next_tick = time.monotonic() + _TICK_S
+                self._attempt(self._authority.tick)
+        _say("stopped; what is blocked and cut off stays so")
+
+    def _listen(self) -> socket.socket:
+        if self._options.socket >= 0:
+            listener = socket.socket(fileno=self._options.socket)
+        else:
+            path = f"{self._options.state}/{SOCKET}"
+            os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+            listener.bind(path)
+            os.chmod(path, 0o666)
+            listener.listen(_MOST_CLIENTS)
+        listener.setblocking(False)
+        return listener
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            client, _ = listener.accept()
+        except OSError:
+            return
+        client.setblocking(False)
+        try:
+            caller = self._caller(client)
+        except OSError:
+            client.close()
+            return
+        if caller is None or len(self._clients) >= _MOST_CLIENTS:
+            why = "too many connections" if caller else "neither an operator nor the analyser"
+            _send(client, {"ok": False, "refused": why, "rail": "authority"})
+            client.close()
+            return
+        self._clients[client.fileno()] = (client, caller)
+        self._poll.register(client.fileno(), select.POLLIN)
+
+    def _answer(self, descriptor: int) -> None:
+        client, caller = self._clients[descriptor]
+        try:
+            data, _, flags, _ = client.recvmsg(MOST_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, flags = b"", 0
+        if not data:
+            self._drop(descriptor)
+            return
+        try:
+            if flags & socket.MSG_TRUNC:
+                raise MalformedError(f"message longer than {MOST_BYTES} bytes")
+            answer = self._authority.handle(parse(data), caller)
+        except MalformedError as error:
+            answer = {"ok": False, "refused": str(error), "rail": "protocol"}
+        if not _send(client, answer):
+            self._drop(descriptor)
+
+    def _caller(self, client: socket.socket) -> Caller | None:
+        pid, uid, gid = struct.unpack("=iII", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        groups = {gid}
+        with contextlib.suppress(OSError):  # more groups than fit: its first one counts alone
+            packed = client.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 1024)
+            groups.update(struct.unpack(f"={len(packed) // 4}I", packed))
+        if uid == 0:
+            return Caller("operator", uid, pid)
+        if (
+            uid == self._options.analyser_uid
+        ):  # first: it gains nothing by being put into the operators' group
+            return Caller("analyser", uid, pid)
+        return Caller("operator", uid, pid) if self._operators in groups else None
+
+    def _drop(self, descriptor: int) -> None:
+        client, _ = self._clients.pop(descriptor)
+        self._poll.unregister(descriptor)
+        client.close()
+
+    def _heal(self) -> None:
+        for what in self._authority.heal():
+            _say(f"mended: {what}")
+
+    def _attempt(self, what: object) -> None:
+        """A failure is said and the serving goes on: an enforcer that gave up would serve nobody."""
+        try:
+            what()  # type: ignore[operator]
+        except (GatewatchError, OSError) as error:
+            _say(str(error))
+
+    def _stop(self, *_: object) -> None:
+        self._running = False
+
+    def _hang_up(self, *_: object) -> None:
+        self._reload = True
+
+
+def _send(client: socket.socket, answer: dict[str, object]) -> bool:
+    try:
+        client.send(json.dumps(answer, separators=(",", ":")).encode("ascii"))
+    except OSError:
+        return False  # gone, or it does not read: its matter
+    return True
+
+
+def _group(name: str) -> int:
+    import grp
+
+    if not name:
+        return -1
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        _say(f"group {name} does not exist: root is the only operator")
+        return -1
+
+
+def _say(what: str) -> None:
+    print(f"gatewatch-enforcer: {what}", file=sys.stderr, flush=True)

@@ -1,0 +1,158 @@
+"""What is in force: blocks and killed endpoints, folded from the journal's entries, and how their time runs.
+
+Time is counted on the journal's own clock, which only its entries drive: within one boot it advances as
+CLOCK_BOOTTIME does, whatever the wall clock is set to; from one boot to the next by the wall clock, and never
+backwards. What remains of a block is thus never more than at the last entry before a crash or a reboot.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+from .rails import Service, service_of
+
+NS_PER_S = 1_000_000_000
+
+
+class Moment(NamedTuple):
+    """The clocks at one moment; `boot_ns` means something within `boot_id` alone."""
+
+    wall_ns: int
+    boot_ns: int
+    boot_id: str
+
+    def fields(self) -> dict[str, Any]:
+        return {"wall": self.wall_ns, "boot": self.boot_ns, "boot_id": self.boot_id}
+
+
+def clocks() -> Any:
+    """A function that gives the present Moment."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        boot_id = file.read().strip()
+    return lambda: Moment(time.time_ns(), time.clock_gettime_ns(time.CLOCK_BOOTTIME), boot_id)
+
+
+class Block(NamedTuple):
+    ends_ns: int  # on the journal's clock
+    ttl_s: int
+    since_ns: int  # wall clock, for people
+    owner: str  # "operator" or "analyser"
+    by: str
+    reason: str
+    incident: str
+    playbook: str
+
+
+class Kill(NamedTuple):
+    services: tuple[Service, ...]  # as they were cut off, whatever the rails say today
+    since_ns: int
+    by: str
+    reason: str
+
+
+class State:
+    """`apply` the entries in order; `elapsed_ns` is the journal's clock at the last one."""
+
+    def __init__(self) -> None:
+        self.blocks: dict[str, Block] = {}
+        self.kills: dict[str, Kill] = {}
+        self.broken = ""
+        self.elapsed_ns = 0
+        self._last: Moment | None = None
+
+    def elapsed_at(self, moment: Moment) -> int:
+        """The journal's clock at `moment`, nanoseconds."""
+        last = self._last
+        if last is None:
+            return self.elapsed_ns
+        if last.boot_id == moment.boot_id:
+            return self.elapsed_ns + max(0, moment.boot_ns - last.boot_ns)
+        return self.elapsed_ns + max(0, moment.wall_ns - last.wall_ns)
+
+    def advance(self, moment: Moment) -> None:
+        self.elapsed_ns = self.elapsed_at(moment)
+        self._last = moment
+
+    def expire(self) -> None:
+        """Forget what has ended."""
+        for address in [a for a, b in self.blocks.items() if b.ends_ns <= self.elapsed_ns]:
+            del self.blocks[address]
+
+    def remaining_s(self, block: Block, moment: Moment) -> float:
+        return (block.ends_ns - self.elapsed_at(moment)) / NS_PER_S
+
+    def in_force(self, address: str, moment: Moment) -> Block | None:
+        block = self.blocks.get(address)
+        return block if block is not None and block.ends_ns > self.elapsed_at(moment) else None
+
+    def apply(self, entry: dict[str, Any], *, trusted: bool = True) -> None:
+        """Let one entry take effect. From an entry that is not `trusted` (it comes after a break of the chain)
+        nothing is released or unblocked, and whatever makes no sense in it is passed over."""
+        try:
+            if trusted:
+                self.advance(Moment(int(entry["wall"]), int(entry["boot"]), str(entry["boot_id"])))
+            effect = _EFFECTS.get(entry["do"])
+            if effect is not None:
+                effect(self, entry, trusted)
+        except (KeyError, ValueError, TypeError, AttributeError):
+            if trusted:
+                raise
+
+    def kills_said(self) -> dict[str, Any]:
+        """The killed endpoints as a journal entry holds them."""
+        return {name: [list(map(str, k.services)), *k[1:]] for name, k in self.kills.items()}
+
+    def blocks_said(self) -> list[list[Any]]:
+        """The blocks as a `restore` entry holds them: the time that remains instead of the end."""
+        return [[address, b.ends_ns - self.elapsed_ns, *b[1:]] for address, b in self.blocks.items()]
+
+    def _block(self, entry: dict[str, Any], trusted: bool) -> None:
+        self.blocks[str(entry["address"])] = Block(
+            ends_ns=self.elapsed_ns + int(entry["ttl_s"]) * NS_PER_S,
+            ttl_s=int(entry["ttl_s"]),
+            since_ns=int(entry["wall"]),
+            owner=str(entry["owner"]),
+            by=str(entry["by"]),
+            reason=str(entry["reason"]),
+            incident=str(entry.get("incident", "")),
+            playbook=str(entry.get("playbook", "")),
+        )
+
+    def _unblock(self, entry: dict[str, Any], trusted: bool) -> None:
+        if trusted:
+            self.blocks.pop(str(entry["address"]), None)
+
+    def _kill(self, entry: dict[str, Any], trusted: bool) -> None:
+        for name, services in dict(entry["endpoints"]).items():
+            former = self.kills.get(name)
+            cut = tuple(service_of(s) for s in services)
+            if former is None:
+                self.kills[name] = Kill(cut, int(entry["wall"]), str(entry["by"]), str(entry["reason"]))
+            else:
+                self.kills[name] = former._replace(services=tuple(dict.fromkeys((*former.services, *cut))))
+
+    def _release(self, entry: dict[str, Any], trusted: bool) -> None:
+        if trusted:
+            for name in entry["endpoints"]:
+                self.kills.pop(name, None)
+
+    def _state(self, entry: dict[str, Any], trusted: bool) -> None:
+        self.broken = str(entry["broken"])
+        for name, (services, since_ns, by, reason) in dict(entry["kills"]).items():
+            self.kills[name] = Kill(tuple(map(service_of, services)), int(since_ns), str(by), str(reason))
+
+    def _restore(self, entry: dict[str, Any], trusted: bool) -> None:
+        for address, remains_ns, *rest in entry["blocks"]:
+            self.blocks[str(address)] = Block(self.elapsed_ns + int(remains_ns), *rest)
+
+
+_EFFECTS = {
+    "block": State._block,
+    "unblock": State._unblock,
+    "kill": State._kill,
+    "release": State._release,
+    "state": State._state,
+    "restore": State._restore,
+}
+"""Other entries (ticks, refusals, starts) say what happened and change nothing."""
