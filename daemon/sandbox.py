@@ -1,8 +1,8 @@
 """How a process gives up what it no longer needs: identity, capabilities, new privileges, system calls.
 
 Every step is one-way and is verified after it was taken; what could not be given up is an error, never a
-warning that scrolls by. Order: `drop_to`, `drop_capabilities`, `no_new_privileges`, `die_with_parent` (a change
-of user clears it), and `seccomp_allow` at last, after everything was imported.
+warning that scrolls by. Order: `let_go_of_descriptors`, `drop_to`, `drop_capabilities`, `no_new_privileges`,
+`die_with_parent` (a change of user clears it), and `seccomp_allow` at last, after everything was imported.
 
 Constants: linux/prctl.h, linux/capability.h, linux/seccomp.h, linux/audit.h, asm-generic/unistd.h and
 asm/unistd_64.h of the kernel; man pages prctl(2), capset(2), seccomp(2).
@@ -71,6 +71,20 @@ def _prctl(option: int, *arguments: int) -> None:
     if _libc.prctl(option, *(ctypes.c_ulong(value) for value in padded)) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def let_go_of_descriptors(keep: Iterable[int]) -> None:
+    """Put /dev/null in the place of every descriptor that is not in `keep`: what a forked process inherited and
+    has no business with. The numbers stay taken, so that an inherited object which is closed late closes nothing
+    that was opened since."""
+    kept = set(keep)
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for descriptor in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
+        if descriptor != nothing and descriptor not in kept:
+            with contextlib.suppress(OSError):  # the one by which the folder was read is gone already
+                os.fstat(descriptor)
+                os.dup2(nothing, descriptor, inheritable=False)
+    os.close(nothing)
 
 
 def drop_to(uid: int, gid: int, groups: Iterable[int] = ()) -> None:

@@ -79,6 +79,25 @@ def test_capabilities_of_root_itself_can_be_dropped() -> None:
     assert len(said) == 3 and {int(line.split()[1], 16) for line in said} == {0}
 
 
+def test_inherited_descriptors_lead_nowhere_and_their_numbers_stay_taken() -> None:
+    read, write = os.pipe()
+    kept = os.eventfd(0)
+
+    def work(page: mmap.mmap) -> None:
+        sandbox.let_go_of_descriptors((kept,))
+        os.eventfd_write(kept, 1)
+        assert os.write(write, b"x") == 1
+        assert {str(Path(f"/proc/self/fd/{number}").readlink()) for number in (0, read, write)} == {
+            os.devnull
+        }
+
+    in_child(work)
+    os.close(write)
+    assert os.read(read, 1) == b""
+    os.close(read)
+    os.close(kept)
+
+
 def test_dropping_to_root_is_refused() -> None:
     with pytest.raises(PrivilegeError, match="root"):
         sandbox.drop_to(0, NOBODY)

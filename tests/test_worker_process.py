@@ -208,8 +208,17 @@ def test_an_interface_that_goes_down_and_up_is_watched_again(wire: Wire) -> None
 def test_the_worker_ends_when_its_only_interface_is_gone(wire: Wire) -> None:
     with worker(wire.near, ON_NEAR) as running:
         packet_wire.ip("-n", wire.near, "link", "del", "near0")
-        assert running.wait() == 0
+        assert running.wait() == 1
+        assert running.source.failure() == "interface near0 is gone"
         assert not running.source.alive()
+
+
+def test_the_worker_goes_on_while_another_interface_is_left(wire: Wire) -> None:
+    with worker(wire.near, WorkerOptions(("lo", "near0"), uid=NOBODY, gid=NOBODY)) as running:
+        packet_wire.ip("-n", wire.near, "link", "del", "near0")
+        wait_for(lambda: running.source.failure() == "interface near0 is gone")
+        within(wire.near, lambda: socket.socket().connect_ex(("127.0.0.1", 9))).result(LIMIT_S)
+        running.rows_until(lambda rows: (rows["tcp_flags"] == SYN).any())
 
 
 def test_the_worker_ends_when_the_analyser_lets_go(wire: Wire) -> None:

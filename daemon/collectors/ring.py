@@ -191,13 +191,14 @@ class PacketRing:
         self.packets += packets
         self.dropped += dropped
 
-    def clear_error(self) -> bool:
-        """Take note that the interface went down (poll says POLLERR); False if it is gone for good.
-
-        A ring on an interface that comes up again goes on by itself.
-        """
+    def clear_error(self) -> None:
+        """Take note that the interface went down (poll says POLLERR). Should it come up again, the ring goes on
+        by itself."""
         self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        return self.interface is None or _bound_to(self._socket) >= 0
+
+    def gone(self) -> bool:
+        """Whether the interface was removed; one that comes back under the same name is another."""
+        return self.interface is not None and _bound_to(self._socket) < 0
 
     def close(self) -> None:
         del self._status, self._slots, self.buffer

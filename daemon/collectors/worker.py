@@ -21,11 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import sandbox
-from ..errors import GatewatchError
+from ..errors import GatewatchError, InputError
 from . import shared
 from .decode import PACKET, decode
 from .ring import DEFAULT_FRAMES, DEFAULT_SNAPLEN, LINKTYPE_RAW, Frames, PacketRing
-from .shared import PacketSource as PacketSource  # the other end, for who starts from here
 from .shared import SharedRing
 from .weights import passes_by_rule
 
@@ -37,7 +36,10 @@ GATHER_MS = 5
 of frames, so that at a few thousand frames a second the wake-ups would be what costs. The first frame after a
 pause is not kept waiting."""
 
-HEARTBEAT_S = 1.0
+BUSY = 512
+"""From so many frames at once there is no leaving them to gather, nor does the ring's end halve a flood's pace."""
+
+HEARTBEAT_MS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,28 +135,35 @@ class Capture:
         self.shared.count(dropped_kernel=dropped, heartbeat_ns=time.monotonic_ns())
 
     def run(self, handover: socket.socket) -> None:
-        """Until the other end of `handover` is closed, or every interface is gone."""
+        """Until the other end of `handover` is closed.
+
+        Raises InputError when every interface is gone; while others are left, it is only said.
+        """
         everything, control = select.poll(), select.poll()
-        by_descriptor = {ring.fileno(): ring for ring in self.rings}
+        watched = {ring.fileno(): ring for ring in self.rings}
         for poller in (everything, control):
             poller.register(handover, 0)
-        for descriptor in by_descriptor:
+        for descriptor in watched:
             everything.register(descriptor, select.POLLIN)
         next_beat = 0.0
-        while by_descriptor:
+        while True:
             if (now := time.monotonic()) >= next_beat:
+                next_beat = now + HEARTBEAT_MS / 1000
                 self.beat()
-                next_beat = now + HEARTBEAT_S
-            moved = self.sweep()
-            if moved >= MOST_FRAMES:
-                continue
-            events = control.poll(GATHER_MS) if moved else everything.poll(HEARTBEAT_S * 1000)
-            for descriptor, event in events:
-                if descriptor not in by_descriptor:
-                    return
-                if event & select.POLLERR and not by_descriptor[descriptor].clear_error():
+                for descriptor in [number for number, ring in watched.items() if ring.gone()]:
                     everything.unregister(descriptor)
-                    del by_descriptor[descriptor]
+                    self.shared.fail(lost := f"interface {watched.pop(descriptor).interface} is gone")
+                    if not watched:
+                        raise InputError(lost)
+            if moved := self.sweep():
+                events = control.poll(0 if moved >= BUSY else GATHER_MS)
+            else:
+                events = everything.poll(HEARTBEAT_MS)
+            for descriptor, event in events:
+                if descriptor not in watched:
+                    return
+                if event & select.POLLERR:
+                    watched[descriptor].clear_error()
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -202,6 +211,7 @@ def run_worker(options: WorkerOptions, handover: socket.socket) -> int:
     parent = os.getppid()
     signal.signal(signal.SIGTERM, _end)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's is for the service, which ends us
+    sandbox.let_go_of_descriptors((1, 2, handover.fileno()))
     rings: list[PacketRing] = []
     try:
         for interface in options.interfaces or (None,):
@@ -231,6 +241,9 @@ def run_worker(options: WorkerOptions, handover: socket.socket) -> int:
         capture.run(handover)
     except SystemExit:
         return 0
+    except GatewatchError as ended:
+        capture.shared.fail(ended.message)
+        return ended.exit_code
     except Exception as broken:  # nothing but the shared ring is left to say it with
         capture.shared.fail(f"{type(broken).__name__}: {broken}")
         return 1
