@@ -3,6 +3,7 @@
 import sys
 
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 HOT = {
     "gatewatch.detectors.sketches": "detectors/sketches.py",
@@ -28,4 +29,11 @@ def extensions() -> list[Extension]:
     )
 
 
-setup(ext_modules=extensions())
+class BuildPackage(build_py):
+    """The package's folder is the repository's root: this file stands in it and is no module of the package."""
+
+    def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
+        return [m for m in super().find_package_modules(package, package_dir) if m[:2] != ("gatewatch", "setup")]
+
+
+setup(ext_modules=extensions(), cmdclass={"build_py": BuildPackage})
