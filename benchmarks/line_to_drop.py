@@ -57,7 +57,7 @@ def gatewatch(lab: Lab, log: Path) -> Iterator[int]:
         "packets": {"enabled": False},
     }
     with Gatewatch(lab, collectors=collectors):
-        yield 5
+        yield 10
 
 
 @contextlib.contextmanager

@@ -19,7 +19,6 @@ import ctypes
 import itertools
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -27,13 +26,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 from . import janitor
+from .hosts import HOSTS, missing, program, unmet
 from .services import ACCOUNTS, KEYS, MODEL_PORTS, MOUNTS, PASSWORDS, write_accounts, write_services
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -42,76 +41,8 @@ T = TypeVar("T")
 Text = subprocess.CompletedProcess[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
-    """One namespace: its first address of each family, the router's, and further IPv4 addresses."""
-
-    v4: str
-    v4_router: str
-    v4_length: int
-    v6: str
-    v6_router: str
-    more: tuple[str, ...] = ()
-
-
-HOSTS = {
-    "gateway": Host("192.0.2.2", "192.0.2.1", 26, "2001:db8:0:1::2", "2001:db8:0:1::1"),
-    "management": Host("192.0.2.130", "192.0.2.129", 26, "2001:db8:0:2::130", "2001:db8:0:2::1"),
-    "client": Host(
-        "198.51.100.20", "198.51.100.1", 25, "2001:db8:0:3::20", "2001:db8:0:3::1", ("198.51.100.21",)
-    ),
-    "balancer": Host("198.51.100.140", "198.51.100.129", 25, "2001:db8:0:4::140", "2001:db8:0:4::1"),
-    "attacker": Host(
-        "203.0.113.66",
-        "203.0.113.1",
-        25,
-        "2001:db8:0:5::66",
-        "2001:db8:0:5::1",
-        tuple(f"203.0.113.{n}" for n in range(67, 127)),
-    ),
-    "outside": Host("203.0.113.200", "203.0.113.129", 25, "2001:db8:0:6::200", "2001:db8:0:6::1"),
-}
-
-TOOLS = {
-    "ip": "iproute2",
-    "nsenter": "util-linux",
-    "unshare": "util-linux",
-    "mount": "mount",
-    "hostname": "hostname",
-    "sshd": "openssh-server",
-    "ssh": "openssh-client",
-    "ssh-keygen": "openssh-client",
-    "openssl": "openssl",
-    "nginx": "nginx",
-    "rsyslogd": "rsyslog",
-    "nft": "nftables",
-    "hydra": "hydra",
-}
-"""Programs that the lab needs, and the Debian package of each."""
-
 _numbers = itertools.count(1)
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def program(name: str) -> str | None:
-    """The path of a program; administrators' folders are searched as well."""
-    return shutil.which(name, path=os.environ.get("PATH", os.defpath) + ":/usr/local/sbin:/usr/sbin:/sbin")
-
-
-def missing(*also: str) -> list[str]:
-    """The Debian packages that the lab lacks here; `also` names packages by a program of the same name."""
-    wanted = {**TOOLS, **{name: name for name in also}}
-    return sorted({package for name, package in wanted.items() if program(name) is None})
-
-
-def unmet() -> str:
-    """Why the lab cannot be built here, in one line with the remedy; `""` where it can."""
-    if os.geteuid() != 0:
-        return "needs root: network namespaces, nftables and packet sockets; run it with sudo"
-    packages = missing()
-    if packages:
-        return f"needs {', '.join(packages)}: apt-get install --no-install-recommends {' '.join(packages)}"
-    return ""
 
 
 def wait_for(what: str, condition: Callable[[], T], limit_s: float = 15.0, step_s: float = 0.01) -> T:
@@ -276,6 +207,14 @@ class Lab:
         assert self._holder is not None
         return Path(f"/proc/{self._holder.pid}/root{path}").exists()
 
+    def pid_of(self, name: str) -> int:
+        """The process id of the program that the lab started under this name; 0 where there is none."""
+        for process in self._processes:
+            with contextlib.suppress(OSError):
+                if Path(f"/proc/{process.pid}/comm").read_text().strip() == name:
+                    return process.pid
+        return 0
+
     def start_balancer(self) -> None:
         """A second nginx, in `balancer`, that passes requests on to the gateway and appends X-Forwarded-For."""
         self.popen_in("balancer", ["nginx", "-c", f"{self.folder}/balancer.conf"])
@@ -349,25 +288,33 @@ class Lab:
         return ["ssh", "-F", "/dev/null", *settings, *named, f"{user}@{address}", *words]
 
     def ssh_typed(
-        self, user: str, passwords: Sequence[str], *words: str, address: str = ""
+        self, user: str, passwords: Sequence[str], *words: str, address: str = "", source: str = ""
     ) -> dict[str, Any]:
-        """`command` and `env` of one ssh connection in which the passwords are typed one after the other."""
+        """`command` and `env` of one ssh connection in which the passwords are typed one after the other.
+
+        `source` is which of the host's addresses it comes from.
+        """
         typed = Path(tempfile.mkdtemp(dir=self.folder))
         left, ask = typed / "left", typed / "ask"
         left.write_text("".join(f"{password}\n" for password in passwords))
         ask.write_text(f"#!/bin/sh\nhead -n 1 {left}\nsed -i 1d {left}\n")
         ask.chmod(0o700)
-        command = self.ssh_command(
-            address or HOSTS["gateway"].v4, user, *(words or ("true",)), tries=len(passwords)
-        )
+        words = words or ("true",)
+        command = self.ssh_command(address or HOSTS["gateway"].v4, user, *words, tries=len(passwords))
+        if source:
+            command[1:1] = ["-b", source]
         environment = {**os.environ, "SSH_ASKPASS": str(ask), "SSH_ASKPASS_REQUIRE": "force", "DISPLAY": ":"}
         return {"command": command, "env": environment}
 
-    def ssh(self, host: str, user: str, passwords: Sequence[str], *words: str, address: str = "") -> Text:
+    def ssh(self, host: str, user: str, passwords: Sequence[str], *words: str, **where: str) -> Text:
         """`ssh_typed` to its end; does not raise on refusal."""
-        return self.run_in(
-            host, **self.ssh_typed(user, passwords, *words, address=address), check=False, limit_s=30
-        )
+        return self.run_in(host, **self.ssh_typed(user, passwords, *words, **where), check=False, limit_s=30)
+
+    def fail(self, source: str, count: int, user: str = "root") -> None:
+        """So many wrong passwords (at most five) in one ssh connection from one of the attacker's addresses."""
+        assert 0 < count <= 5, "sshd ends a connection at the sixth"
+        said = self.ssh("attacker", user, [f"wrong-{n}" for n in range(count)], source=source)
+        assert said.returncode != 0
 
     def management_session(self) -> Session:
         """A long ssh session from the management host, opened with a key."""
@@ -423,10 +370,10 @@ def _setns(descriptor: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def answers(address: str, port: int, limit_s: float = 1.0) -> bool:
-    """Whether a TCP connection from this thread's namespace is taken."""
+def answers(address: str, port: int, limit_s: float = 1.0, source: str = "") -> bool:
+    """Whether a TCP connection from this thread's namespace (and from `source`) is taken."""
     try:
-        with socket.create_connection((address, port), timeout=limit_s):
+        with socket.create_connection((address, port), limit_s, (source, 0) if source else None):
             return True
     except OSError:
         return False
@@ -454,6 +401,8 @@ __all__ = [
     "PASSWORDS",
     "Lab",
     "Session",
+    "answers",
+    "program",
     "missing",
     "unmet",
     "wait_for",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -101,7 +102,8 @@ class Gatewatch:
     def stop(self) -> int:
         """End the daemon as a service manager would; its exit code."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGTERM)
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
         try:
             return self.process.wait(20)
         except subprocess.TimeoutExpired:
@@ -155,6 +157,16 @@ class Gatewatch:
                     found[accounts[uid]] = pid
         return found
 
+    def kill(self, *names: str) -> None:
+        """Kill (SIGKILL) the named processes, the supervisor first, and wait for their end."""
+        processes = self.processes()
+        pids = [processes[name] for name in sorted(names, key=lambda name: name != "supervisor")]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        if "supervisor" in names and self.process is not None:
+            self.process.wait()
+        wait_for(f"the end of {', '.join(names)}", lambda: not any(alive(pid) for pid in pids))
+
     def alerts(self) -> list[dict[str, Any]]:
         """Every line that the JSON-lines sink wrote."""
         return json_lines(self.alerts_file)
@@ -199,6 +211,14 @@ class Gatewatch:
         """`gatewatch kill-switch` on the gateway, to its end."""
         command = self.kill_switch_command(what, *arguments)
         return subprocess.run(command, capture_output=True, text=True, check=check, timeout=30)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and is not yet waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def descendants(pid: int) -> list[int]:
