@@ -9,12 +9,14 @@ from collections.abc import Callable
 
 from ...errors import UsageError
 from .common import Parsed, Parser, ParserOptions
+from .nginx import NginxParser
 from .sshd import SshdParser
 
 __all__ = ["FORMATS", "Parsed", "Parser", "ParserOptions", "detect_format", "make_parser"]
 
 FORMATS: dict[str, Callable[[ParserOptions], Parser]] = {
     "sshd": SshdParser,
+    "nginx": NginxParser,
 }
 
 SAMPLE_BYTES = 65_536

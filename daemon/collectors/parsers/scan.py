@@ -405,6 +405,11 @@ class Scanner:
     tail_from: cython.Py_ssize_t
     tail_address: cython.Py_ssize_t
     tail_end: cython.Py_ssize_t
+    path_from: cython.Py_ssize_t
+    path_to: cython.Py_ssize_t
+    forwarded_from: cython.Py_ssize_t
+    forwarded_to: cython.Py_ssize_t
+    status: cython.int
     preauth: cython.bint
     hosted: cython.bint
 
@@ -1421,6 +1426,204 @@ class Scanner:
             else:
                 misses[missed] = line
                 missed += 1
+            line += 1
+            at = end + 1
+        self.chunk = b""
+        return row, missed, line - first_line
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _quoted(self, at: cython.Py_ssize_t, end: cython.Py_ssize_t) -> cython.Py_ssize_t:
+        """Where the quoted text that begins before `at` ends: at its first quote that no backslash escapes, or -1."""
+        while at < end and self.p[at] != 34:
+            at += 2 if self.p[at] == 92 else 1
+        return at if at < end else -1
+
+    @cython.cfunc
+    def _access(self, start: cython.Py_ssize_t, end: cython.Py_ssize_t) -> cython.bint:
+        """Take one line of an access log in `combined`, with or without what the `gateway` format adds.
+
+        The server escapes quotes, so the first quote is the one before the request, and what stands before it is
+        taken from both ends: the user can hold anything but a quote.
+        """
+        p: cython.p_const_uchar = self.p
+        i: cython.Py_ssize_t = _space(p, start, end)
+        at: cython.Py_ssize_t
+        quote: cython.Py_ssize_t
+        second: cython.int
+        offset: cython.int
+        self.user_from = -1
+        self.key_from = -1
+        self.method_from = -1
+        self.path_from = -1
+        self.forwarded_from = -1
+        self.status = 0
+        self._address(start, i)
+        if not _starts(p, i, end, b" - "):
+            return False
+        at = i + 3
+        quote = at
+        while quote < end and p[quote] != 34:
+            quote += 1
+        i = quote - 30
+        if (
+            quote >= end
+            or i < at
+            or not _starts(p, i, end, b" [")
+            or p[quote - 1] != 32
+            or p[quote - 2] != 93
+        ):
+            return False
+        if i > at + 1 or p[at] != 45:
+            self._user(at, i)
+        i += 2
+        day: cython.int = _digits(p, i, 2)
+        month: cython.int = _month(p, i + 3)
+        year: cython.int = _digits(p, i + 7, 4)
+        hour: cython.int = _digits(p, i + 12, 2)
+        minute: cython.int = _digits(p, i + 15, 2)
+        second = _digits(p, i + 18, 2)
+        offset = _digits(p, i + 22, 2) * 60 + _digits(p, i + 24, 2)
+        if (
+            day < 1
+            or month < 1
+            or year < 1970
+            or year > 2261
+            or hour < 0
+            or minute < 0
+            or second < 0
+            or offset < 0
+        ):
+            return False
+        if p[i + 21] == 45:
+            offset = -offset
+        self.time = (
+            _days(year, month, day) * 86400 + hour * 3600 + minute * 60 + second - offset * 60
+        ) * cython.cast(cython.longlong, 1000000000)
+        at = quote + 1
+        quote = self._quoted(at, end)
+        if quote < 0 or quote + 5 >= end:
+            return False
+        self._request(at, quote)
+        self.status = _digits(p, quote + 2, 3)
+        i = _space(p, quote + 2, end)
+        if self.status < 0 or i != quote + 5:
+            return False
+        i = _space(p, i + 1, end)
+        for offset in range(2):
+            if i + 1 >= end or p[i + 1] != 34:
+                return False
+            i = self._quoted(i + 2, end) + 1
+            if i == 0:
+                return False
+        if _starts(p, i, end, b" rt="):
+            i = _space(p, i + 4, end)
+            if _starts(p, i, end, b" key="):
+                at = i + 5
+                i = _space(p, at, end)
+                if i > at and (i > at + 1 or p[at] != 45):
+                    self.key_from = at
+                    self.key_to = i
+        if i < end and p[end - 1] == 34:
+            i = _find_last(p, i, end - 1, b' fwd="')
+            if i >= 0:
+                self.forwarded_from = i + 6
+                self.forwarded_to = end - 1
+        return True
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _request(self, start: cython.Py_ssize_t, end: cython.Py_ssize_t) -> cython.void:
+        """`METHOD PATH[?QUERY][ HTTP/x]`: a request line may be any garbage, which then has no method and no path."""
+        p: cython.p_const_uchar = self.p
+        i: cython.Py_ssize_t = start
+        while i < end and 65 <= p[i] <= 90:
+            i += 1
+        if i == start or i + 1 >= end or p[i] != 32:
+            return
+        self.method_from = start
+        self.method_to = i
+        start = i + 1
+        i = start
+        while i < end and p[i] != 32 and p[i] != 63:
+            i += 1
+        self.path_from = start
+        self.path_to = i
+
+    def access(
+        self, chunk: bytes, first_line: int, batch: Any, unparsed: Any, extra: Any
+    ) -> tuple[int, int, int]:
+        """Scan whole lines of an access log; as `syslog`, but a line that begins with a brace gets a row to be filled.
+
+        `extra` is int32[n, 2] of -1: the span of the forwarded-for text of each row, or (-2, 0) for a line of JSON.
+        """
+        p: cython.p_const_uchar = chunk
+        size: cython.Py_ssize_t = len(chunk)
+        at: cython.Py_ssize_t = 0
+        end: cython.Py_ssize_t
+        stop: cython.Py_ssize_t
+        row: cython.Py_ssize_t = 0
+        missed: cython.Py_ssize_t = 0
+        line: cython.longlong = first_line
+        time_ns: cython.longlong[::1] = batch.time_ns
+        outcome: cython.uchar[::1] = batch.outcome
+        status: cython.ushort[::1] = batch.status
+        peer: cython.ulonglong[:, ::1] = batch.peer
+        peer_family: cython.uchar[::1] = batch.peer_family
+        user: cython.ulonglong[::1] = batch.user
+        key: cython.ulonglong[::1] = batch.key
+        lines: cython.longlong[::1] = batch.line
+        spans: cython.int[:, :, ::1] = batch.spans
+        misses: cython.longlong[::1] = unparsed
+        forwarded: cython.int[:, ::1] = extra
+        self.chunk = chunk
+        self.p = p
+        while at < size:
+            end = at
+            while end < size and p[end] != 10:
+                end += 1
+            stop = end
+            if stop > at and p[stop - 1] == 13:
+                stop -= 1
+            if stop > at and p[at] == 123:
+                forwarded[row, 0] = -2
+            elif self._access(at, stop):
+                time_ns[row] = self.time
+                status[row] = self.status
+                if self.status == 401 or self.status == 403:
+                    outcome[row] = FAILURE
+                elif (self.user_from >= 0 or self.key_from >= 0) and 100 <= self.status < 400:
+                    outcome[row] = SUCCESS
+                if self.family != 0:
+                    peer[row, 0] = self.high
+                    peer[row, 1] = self.low
+                    peer_family[row] = self.family
+                if self.user_from >= 0:
+                    user[row] = _siphash(self.k0, self.k1, p, self.user_from, self.user_to)
+                    spans[row, USER_TEXT, 0] = self.user_from
+                    spans[row, USER_TEXT, 1] = self.user_to
+                if self.key_from >= 0:
+                    key[row] = _siphash(self.k0, self.k1, p, self.key_from, self.key_to)
+                    spans[row, KEY_TEXT, 0] = self.key_from
+                    spans[row, KEY_TEXT, 1] = self.key_to
+                if self.method_from >= 0:
+                    spans[row, METHOD_TEXT, 0] = self.method_from
+                    spans[row, METHOD_TEXT, 1] = self.method_to
+                    spans[row, PATH_TEXT, 0] = self.path_from
+                    spans[row, PATH_TEXT, 1] = self.path_to
+                if self.forwarded_from >= 0:
+                    forwarded[row, 0] = self.forwarded_from
+                    forwarded[row, 1] = self.forwarded_to
+            else:
+                misses[missed] = line
+                missed += 1
+                line += 1
+                at = end + 1
+                continue
+            spans[row, 0, 0] = at
+            spans[row, 0, 1] = stop
+            lines[row] = line
+            row += 1
             line += 1
             at = end + 1
         self.chunk = b""

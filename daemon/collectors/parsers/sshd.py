@@ -177,7 +177,7 @@ class SshdParser:
             raise ValueError("a chunk must be smaller than 2 GiB")
         now_ns = self._options.received_ns if receive_ns is None else receive_ns
         self._clock.now_ns = now_ns
-        most = chunk.count(b"\n") + (0 if chunk.endswith(b"\n") else 1)
+        most = chunk.count(b"\n") + (0 if not chunk or chunk.endswith(b"\n") else 1)
         batch = AuthBatch.blank(most, chunk)
         unparsed = np.zeros(most, np.int64)
         rows, missed, lines = self._scanner.syslog(chunk, first_line, now_ns, batch, unparsed)
