@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import cython
 
+COMPILED: bool = cython.compiled
+
 FULL = 0  # the columns are full
 MORE = 1  # the record at `at` does not end before `limit`
 OTHER = 2  # the block at `at` holds no frame

@@ -15,6 +15,8 @@ from typing import Any
 
 import cython
 
+COMPILED: bool = cython.compiled
+
 MALFORMED = cython.declare(cython.uint, 1)
 FRAGMENT = cython.declare(cython.uint, 2)
 TUNNELLED = cython.declare(cython.uint, 4)
@@ -101,7 +103,9 @@ class Frame:
     @cython.cfunc
     @cython.inline
     @cython.exceptval(check=False)
-    def begin(self, at: cython.Py_ssize_t, captured: cython.Py_ssize_t, wire: cython.Py_ssize_t) -> cython.void:
+    def begin(
+        self, at: cython.Py_ssize_t, captured: cython.Py_ssize_t, wire: cython.Py_ssize_t
+    ) -> cython.void:
         self.at = at
         self.have = at + captured
         # a capture may say less for the wire than it holds: what it holds was on the wire
@@ -137,9 +141,13 @@ class Frame:
     @cython.inline
     @cython.exceptval(check=False)
     def lacks(self, count: cython.Py_ssize_t) -> cython.bint:
-        """Whether the next `count` bytes are not there; malformed unless it was the capture that cut them off."""
+        """Whether the next `count` bytes are not there.
+
+        That is malformed unless the capture cut them off, or they may follow in the next fragment.
+        """
         if self.at + count > self.end:
-            self.flags |= MALFORMED
+            if not self.flags & FIRST_FRAGMENT:
+                self.flags |= MALFORMED
             return True
         return self.at + count > self.have
 
@@ -214,7 +222,9 @@ class Frame:
         self.at += 14
         if word > 1500:
             self.network(data, word)
-        elif not self.at + 8 > self.have and be32(data, self.at) == 0xAAAA0300 and be16(data, self.at + 4) == 0:
+        elif (
+            not self.at + 8 > self.have and be32(data, self.at) == 0xAAAA0300 and be16(data, self.at + 4) == 0
+        ):
             word = be16(data, self.at + 6)  # SNAP with an EtherType (IEEE 802, RFC 1042)
             self.at += 8
             self.network(data, word)
@@ -341,6 +351,8 @@ class Frame:
         if self.lacks(header):
             return
         self.at = at + header
+        if header > 20:
+            self.options(data, at + 20, at + header)
         word = be16(data, at + 6)
         if word & 0x1FFF:
             self.flags |= FRAGMENT
@@ -350,6 +362,21 @@ class Frame:
         if word & 0x2000:
             self.flags |= FIRST_FRAGMENT
         self.transport(data, data[at + 9])
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def options(
+        self, data: cython.const[cython.uchar][::1], at: cython.Py_ssize_t, end: cython.Py_ssize_t
+    ) -> cython.void:
+        """Flags IPv4 options that do not fit; the security option has at least three bytes (RFC 1108)."""
+        while at < end and data[at] != 0:
+            if data[at] == 1:
+                at += 1
+                continue
+            if at + 2 > end or data[at + 1] < (3 if data[at] == 130 else 2) or at + data[at + 1] > end:
+                self.flags |= MALFORMED
+                return
+            at += data[at + 1]
 
     @cython.cfunc
     @cython.exceptval(check=False)
@@ -385,7 +412,9 @@ class Frame:
     def extensions(self, data: cython.const[cython.uchar][::1], kind: cython.uint) -> cython.void:
         """IPv6 extension headers up to the transport header (RFC 8200, section 4)."""
         word: cython.uint
-        while kind == 0 or kind == 43 or kind == 44 or kind == 60 or kind == 135 or kind == 139 or kind == 140:
+        while (
+            kind == 0 or kind == 43 or kind == 44 or kind == 60 or kind == 135 or kind == 139 or kind == 140
+        ):
             self.protocol = kind
             self.labels += 1
             if self.labels > MOST_LABELS:
@@ -471,11 +500,15 @@ class Frame:
             return
         self.sequence = be32(data, at + 4)
         self.acknowledgement = be32(data, at + 8)
-        self.tcp_flags = data[at + 13]
         header = (data[at + 12] >> 4) * 4
-        if header < 20 or at + header > self.end:
+        if header < 20:
             self.flags |= MALFORMED
             return
+        if at + header > self.end:
+            if not self.flags & FIRST_FRAGMENT:
+                self.flags |= MALFORMED
+            return
+        self.tcp_flags = data[at + 13]
         self.payload = cython.cast(cython.uint, self.end - at - header)
         if self.payload != 0 and at + header < self.have:
             self.payload_at = at + header
@@ -524,6 +557,17 @@ class Frame:
                 self.carrier = VXLAN
                 self.at = at + 8
                 self.ethernet(data)
+        elif self.destination_port == 4790:  # VXLAN-GPE names what it carries (draft-ietf-nvo3-vxlan-gpe)
+            if usable > 8 and data[at] & 0xC8 == 0x08 and data[at + 7] == 0:
+                options = data[at + 3] if data[at] & 4 else 3
+                self.carrier = VXLAN
+                self.at = at + 8
+                if options == 1:
+                    self.ipv4(data)
+                elif options == 2:
+                    self.ipv6(data)
+                elif options == 3:
+                    self.ethernet(data)
         elif self.destination_port == 6081:
             if usable >= 8 and data[at] >> 6 == 0:
                 options = (data[at] & 63) * 4

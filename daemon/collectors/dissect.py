@@ -17,6 +17,7 @@ from dataclasses import dataclass
 DNS_PORTS = frozenset({53, 5353, 5355})
 """DNS, multicast DNS (RFC 6762) and LLMNR (RFC 4795), which share the form of the message."""
 
+CHANGE_CIPHER_SPEC = b"\x14\x03\x03\x00\x01"
 MOST_HELLO = 1 << 16
 MOST_SEGMENTS = 8
 MOST_PENDING = 1024
@@ -51,12 +52,15 @@ def client_hello(stream: bytes | memoryview) -> ClientHello | None:
     at = 0
     while True:
         head = stream[at : at + 5]
-        if head[:1] not in (b"", b"\x16") or head[1:2] not in (b"", b"\x03"):
+        if head == CHANGE_CIPHER_SPEC and stream[at + 5 : at + 6] in (b"", b"\x01") and not message:
+            at += 6  # before the second ClientHello that a HelloRetryRequest asked for
+            continue
+        if head[:1] not in (b"", b"\x14", b"\x16") or head[1:2] not in (b"", b"\x03"):
             return None
         if len(head) < 5:
             raise Incomplete
         size = int.from_bytes(head[3:5], "big")
-        if not 0 < size <= 16384 + 256:
+        if head[0] != 0x16 or not 0 < size <= 16384 + 256:
             return None
         message += stream[at + 5 : at + 5 + size]
         if message[:1] not in (b"", b"\x01"):
@@ -85,7 +89,8 @@ def hello_message(body: bytes, transport: str) -> ClientHello | None:
             return None
         extensions = _extensions(body[at + 2 : at + 2 + int.from_bytes(body[at : at + 2], "big")])
         return ClientHello(
-            _server_name(dict(extensions).get(SERVER_NAME, b"")), _ja4(transport, version, ciphers, extensions)
+            _server_name(dict(extensions).get(SERVER_NAME, b"")),
+            _ja4(transport, version, ciphers, extensions),
         )
     except (IndexError, struct.error):
         return None
@@ -177,7 +182,8 @@ def _label(raw: bytes) -> str:
     if raw.isalnum():
         return raw.decode("ascii")
     return "".join(
-        chr(b) if 32 < b < 127 and b not in b".\\" else f"\\{chr(b)}" if b in b".\\" else f"\\{b:03d}" for b in raw
+        chr(b) if 32 < b < 127 and b not in b".\\" else f"\\{chr(b)}" if b in b".\\" else f"\\{b:03d}"
+        for b in raw
     )
 
 
@@ -197,7 +203,7 @@ class Hellos:
         if waiting is not None and waiting[0] == sequence:
             _, count, sofar = waiting
             together: bytes | memoryview = sofar + bytes(payload)
-        elif len(payload) and payload[0] == 0x16:
+        elif len(payload) and payload[0] in (0x14, 0x16):
             count, together = 0, payload
         else:
             if waiting is not None:  # a segment out of order, or sent again

@@ -39,7 +39,9 @@ CLOSED = cython.declare(cython.ulonglong, 4)
 STATE = cython.declare(cython.ulonglong, 15)
 HIGHER_OPENED = cython.declare(cython.ulonglong, 16)  # the higher end is the source
 ANSWERED = cython.declare(cython.ulonglong, 32)  # a SYN and ACK that fits was seen
-KNOWN = cython.declare(cython.ulonglong, 64)  # the beginning of the lower end's sequence; twice that, the higher's
+KNOWN = cython.declare(
+    cython.ulonglong, 64
+)  # the beginning of the lower end's sequence; twice that, the higher's
 ENDED = cython.declare(cython.ulonglong, 256)  # the lower end's FIN was seen; twice that, the higher's
 
 FIN_FLAG = cython.declare(cython.uint, 1)
@@ -197,7 +199,9 @@ class Table:
         self.rows[at, 5] = self.slots[slot, 2 - 2 * opener]
         self.rows[at, 6] = self.slots[slot, 3 - 2 * opener]
         if opener:  # the ports change places
-            packed = (packed & MASK32) | (packed >> 16 & 0xFFFF00000000) | ((packed & 0xFFFF00000000) << 16 & MASK)
+            packed = (
+                (packed & MASK32) | (packed >> 16 & 0xFFFF00000000) | ((packed & 0xFFFF00000000) << 16 & MASK)
+            )
         self.rows[at, 7] = packed
         self.rows[at, 8] = bits & STATE
         self.rows[at, 9] = self.slots[slot, 9 + opener]
@@ -445,7 +449,10 @@ class Table:
         if state == SYN or side == opener and state != OTHER:
             return False
         # the server answers a SYN that was missed, or that looked like none of a new flow
-        return not bits & (KNOWN << side) or (sequence + 1) & MASK32 != self.slots[slot, 15] >> (32 * side) & MASK32
+        return (
+            not bits & (KNOWN << side)
+            or (sequence + 1) & MASK32 != self.slots[slot, 15] >> (32 * side) & MASK32
+        )
 
     def update(self, packets: Any, rows: Any) -> tuple[int, int]:
         """Takes in `packets` (PACKET[n]); `rows` is uint64[2 n, ROW]. Returns (rows given, packets left out)."""
@@ -491,8 +498,10 @@ class Table:
             s_port = source_port[i]
             d_port = destination_port[i]
             # malformed, or a fragment without ports, or cut before the ports or the flags
-            if families[i] == 0 or flags[i] & 3 or (
-                protocol == 6 and (s_port | d_port == 0 or (flags[i] & 8 and said == 0))
+            if (
+                families[i] == 0
+                or flags[i] & 3
+                or (protocol == 6 and (s_port | d_port == 0 or (flags[i] & 8 and said == 0)))
             ):
                 skipped += 1
                 continue
@@ -513,7 +522,9 @@ class Table:
                 | (flags[i] >> 2 & 1)
             )
             side = 0
-            if s_high > d_high or (s_high == d_high and (s_low > d_low or (s_low == d_low and s_port > d_port))):
+            if s_high > d_high or (
+                s_high == d_high and (s_low > d_low or (s_low == d_low and s_port > d_port))
+            ):
                 side = 1
             if side:
                 packed |= (d_port << 48) | (s_port << 32)
