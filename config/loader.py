@@ -29,6 +29,10 @@ class Loaded:
             return "default"
         return f"{self.document.name}:{self.document.lines[key]}"
 
+    def where(self, *key: str | int) -> str:
+        """File and line of a key, or of the one that encloses it, for an error that the schema cannot see."""
+        return f"{self.document.name}:{self.document.line(key)}" if self.document is not None else "defaults"
+
 
 def load(path: Path | str | None = None) -> Config:
     """The configuration in `path`, or in the default file, or the defaults where that does not exist.

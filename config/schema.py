@@ -26,7 +26,7 @@ from .values import (
 )
 
 Mode = Literal["observe", "enforce"]
-LogFormat = Literal["sshd", "nginx", "nginx_json"]
+LogFormat = Literal["sshd", "nginx"]
 DetectorName = Literal["brute_force", "password_spray", "compromise", "allowlist", "port_scan"]
 TransportProtocol = Literal["tcp", "udp", "sctp", "icmp", "icmpv6"]
 
@@ -124,8 +124,8 @@ class OwnNetwork(Options):
     )
     trusted_proxies: list[Network] = Field(
         default=[],
-        description="Load balancers and proxies before this gateway. Only what they say in X-Forwarded-For "
-        "is believed, and they are never blocked.",
+        description="Load balancers and proxies before this gateway, in addition to `proxies` of the rails file: "
+        "only what they say in X-Forwarded-For is believed.",
     )
 
 
@@ -218,10 +218,11 @@ class Detection(Options):
         "received then.",
     )
     incident_gap_s: int = Field(
-        default=3600,
+        default=86_400,
         ge=1,
         le=604_800,
-        description="Findings that are so many seconds apart belong to two incidents.",
+        description="A finding about the same source that is raised so many seconds after the last one begins a "
+        "new incident.",
     )
     max_action_age_s: int = Field(
         default=600,

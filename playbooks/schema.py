@@ -109,6 +109,10 @@ class Playbook(Options):
         description="The same action on the same target is not repeated before so much time passed.",
     )
 
+    def endpoints(self) -> set[str]:
+        """Every endpoint that it names."""
+        return {*self.when.endpoints, *(step.endpoint for step in self.then if isinstance(step, KillSwitch))}
+
     def file_form(self) -> dict[str, Any]:
         """As it would stand in a file."""
         return self.model_dump(mode="json")

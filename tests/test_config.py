@@ -253,3 +253,15 @@ def test_what_is_no_port_is_refused(wrong: str) -> None:
 def test_what_is_no_network_is_refused(wrong: object) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_network(wrong)
+
+
+def test_the_schema_names_the_formats_and_detectors_that_there_are() -> None:
+    from typing import get_args
+
+    from gatewatch.config.schema import DetectorName, LogFormat
+    from gatewatch.daemon.collectors.parsers.registry import FORMATS
+    from gatewatch.detectors import registry
+
+    assert set(get_args(LogFormat)) == set(FORMATS)
+    known = {name for table in ("AUTH_DETECTORS", "NETWORK_DETECTORS") for name in getattr(registry, table)}
+    assert set(get_args(DetectorName)) == known

@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from .options import ConfigOption, JsonOption
 
 if TYPE_CHECKING:
-    from ...config.schema import Config
+    from ...config.loader import Loaded
 
 FILES = ("gatewatch.yaml", "rails.toml")
 
@@ -76,14 +76,11 @@ def check(
     config: ConfigOption = None,
 ) -> None:
     """Check the configuration, the rails file and the playbooks; exit code 2 where anything is wrong."""
-    from ...config.loader import DEFAULT_FILE, load
+    from ...config.loader import DEFAULT_FILE, load_with_origin
 
     path = file or config
+    loaded = load_with_origin(path)
     wrong: list[str] = []
-    try:
-        loaded = load(path)
-    except ConfigError as error:
-        raise error from None
     for part in (_check_detectors, _check_playbooks, _check_rails):
         try:
             print(part(loaded))
@@ -91,29 +88,39 @@ def check(
             wrong.append(str(error))
     if wrong:
         raise ConfigError("\n".join(wrong))
-    if path is None and not DEFAULT_FILE.exists():
+    if loaded.document is None:
         print(
             f"{DEFAULT_FILE}: not there, so every option has its default; `gatewatch config init` writes it"
         )
     else:
-        print(f"{path or DEFAULT_FILE}: ok, mode {loaded.mode}")
+        print(f"{path or DEFAULT_FILE}: ok, mode {loaded.config.mode}")
 
 
-def _check_detectors(config: Config) -> str:
-    named = ", ".join(n for n, o in config.detectors.items() if not o.enabled)
-    return f"detectors: ok, {f'not running: {named}' if named else 'all run'}"
+def _check_detectors(loaded: Loaded) -> str:
+    from ..assembly import build_detection
+
+    config = loaded.config
+    try:
+        build_detection(config, [], bytes(16))
+    except ConfigError as error:
+        raise ConfigError(f"{loaded.where('detectors')}: {error.message}", remedy=error.remedy) from None
+    off = ", ".join(name for name, options in config.detectors.items() if not options.enabled)
+    return f"detectors: ok, {f'not running: {off}' if off else 'all run'}"
 
 
-def _check_playbooks(config: Config) -> str:
+def _check_playbooks(loaded: Loaded) -> str:
     from ...playbooks.loader import load_playbooks
 
-    found = load_playbooks(config.playbooks.directories, shipped=config.playbooks.shipped)
+    options = loaded.config.playbooks
+    found = load_playbooks(options.directories, shipped=options.shipped)
     return f"playbooks: ok, {', '.join(p.name for p in found) or 'none'}"
 
 
-def _check_rails(config: Config) -> str:
+def _check_rails(loaded: Loaded) -> str:
+    from ...playbooks.loader import load_playbooks
     from ..enforcer.rails import load as load_rails
 
+    config = loaded.config
     if not Path(config.rails).exists() and config.mode == "observe":
         return f"rails {config.rails}: not there; enforce mode needs it; `gatewatch config init` writes it"
     rails = load_rails(config.rails)
@@ -122,6 +129,13 @@ def _check_rails(config: Config) -> str:
             f"rails {config.rails}: management: names no network, and the mode is enforce",
             remedy="name the networks that operators come from, or set mode: observe",
         )
+    known = {"all", *(e.name for e in rails.endpoints)}
+    for playbook in load_playbooks(config.playbooks.directories, shipped=config.playbooks.shipped):
+        for name in playbook.endpoints() - known:
+            raise ConfigError(
+                f"rails {config.rails}: no endpoint {name!r}, which playbook {playbook.name} names",
+                remedy="correct the playbook, or add the endpoint",
+            )
     endpoints = ", ".join(e.name for e in rails.endpoints) or "none"
     return f"rails {config.rails}: ok, {len(rails.management)} management networks, endpoints: {endpoints}"
 

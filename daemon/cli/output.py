@@ -91,6 +91,15 @@ def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
             print("".join(segment.text for segment in line).rstrip())
 
 
+def columns_of_text(row: Mapping[str, Any], widths: Mapping[str, int]) -> str:
+    """One line of a listing that is printed while it is read: each cell at least so wide."""
+    if row.get("unparsed"):
+        return f"{cell(row['line']):>{widths['line']}}  not understood"
+    first, *rest = widths
+    cells = [f"{cell(row.get(first)):>{widths[first]}}", *(f"{cell(row.get(n)):<{widths[n]}}" for n in rest)]
+    return "  ".join(cells).rstrip()
+
+
 def cell(value: Any) -> str:
     """A value as the text of a table cell."""
     if value is None:

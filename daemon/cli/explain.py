@@ -1,0 +1,187 @@
+"""`gatewatch explain`: what Gatewatch knows of one address or user, and why it is or is not blocked."""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import EnforcerError, RefusedError, StoreError
+from .options import ConfigOption, JsonOption, StateOption, load_config, socket_path, store_path
+from .output import json_line, printable
+
+if TYPE_CHECKING:
+    from ...config.schema import Config
+    from ...config.values import IPNetwork
+
+MOST_INCIDENTS = 100_000
+MOST_SHOWN = 10
+
+
+def register(app: typer.Typer) -> None:
+    app.command("explain")(explain)
+
+
+def explain(
+    subject: Annotated[
+        str, typer.Argument(metavar="ADDRESS|USER", help="An address, a network, or a user's name.")
+    ],
+    config: ConfigOption = None,
+    state: StateOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Say whether an address is blocked, by what and until when, which rail protects it, and what it did.
+
+    Exit code 1 where the enforcer or the store could not be asked; what is known is shown all the same.
+    """
+    found = gathered(subject, load_config(config, state))
+    if json:
+        print(json_line(found))
+    else:
+        for line in as_text(found):
+            print(printable(line))
+    if found["unknown"]:
+        raise typer.Exit(1)
+
+
+def gathered(subject: str, config: Config) -> dict[str, Any]:
+    """Everything that is known, as one JSON object. `unknown` says what could not be asked, and why."""
+    network = network_in(subject)
+    found: dict[str, Any] = {
+        "subject": str(network) if network is not None and network.num_addresses > 1 else subject.strip(),
+        "type": "user" if network is None else "address",
+        "blocked": None,
+        "would_refuse": None,
+        "incidents": [],
+        "actions": [],
+        "unknown": [],
+    }
+    if network is not None:
+        found["subject"] = address_text(network)
+        _ask_enforcer(found, config)
+    else:
+        found["blocked"] = []
+    _read_store(found, network, config)
+    return found
+
+
+def network_in(subject: str) -> IPNetwork | None:
+    """The network that `subject` is, IPv4 where it is mapped into IPv6; None where it is a name."""
+    try:
+        network = ipaddress.ip_network(subject.strip(), strict=False)
+    except ValueError:
+        return None
+    mapped = network.network_address.ipv4_mapped if isinstance(network, ipaddress.IPv6Network) else None
+    return ipaddress.IPv4Network(mapped) if mapped is not None and network.prefixlen == 128 else network
+
+
+def address_text(network: IPNetwork) -> str:
+    return str(network.network_address) if network.num_addresses == 1 else str(network)
+
+
+def _ask_enforcer(found: dict[str, Any], config: Config) -> None:
+    from ..enforcer.client import Enforcer
+
+    enforcer = Enforcer(socket_path(config))
+    try:
+        answer = enforcer.check(found["subject"])
+        found["kill_switch"] = [kill["endpoint"] for kill in enforcer.status()["kills"]]
+    except RefusedError as error:
+        found["would_refuse"] = {"reason": error.message, "rail": error.rail}
+        return
+    except EnforcerError as error:
+        found["unknown"].append(f"whether it is blocked: {error}")
+        return
+    finally:
+        enforcer.close()
+    now_ns = time.time_ns()
+    found["blocked"] = [_entry(entry, now_ns) for entry in answer["blocked"]]
+    if answer.get("would_refuse"):
+        found["would_refuse"] = {"reason": answer["would_refuse"], "rail": answer.get("rail", "")}
+
+
+def _entry(said: dict[str, Any], now_ns: int) -> dict[str, Any]:
+    from ..events import rfc3339
+
+    entry = dict(said)
+    entry["since"] = rfc3339(entry.pop("since_ns") // 10**9 * 10**9)
+    entry["until"] = rfc3339((now_ns // 10**9 + entry["ttl_s"]) * 10**9)
+    return entry
+
+
+def _read_store(found: dict[str, Any], network: IPNetwork | None, config: Config) -> None:
+    from ..events import rfc3339
+    from ..store import Store
+
+    try:
+        store = Store.open_readonly(store_path(config))
+    except StoreError as error:
+        found["unknown"].append(f"what it did: {error}")
+        return
+    try:
+        for incident in store.incidents(limit=MOST_INCIDENTS):
+            if concerns(incident, found["subject"], network):
+                names = ("id", "priority", "kind", "status", "start", "end", "title", "blockable")
+                found["incidents"].append({name: incident.get(name) for name in names})
+        for target in targets(network):
+            for action in store.actions(target=target):
+                action["time"] = rfc3339(action.pop("time_ns"))
+                found["actions"].append(action)
+    finally:
+        store.close()
+
+
+def targets(network: IPNetwork | None) -> list[str]:
+    """What an action may name that reaches an address: itself, and the networks around it that can be blocked."""
+    from ..enforcer.rails import PREFIXES
+
+    if network is None:
+        return []
+    lengths = [n for n in PREFIXES[network.version] if n <= network.prefixlen]
+    return [address_text(network.supernet(new_prefix=length)) for length in lengths]
+
+
+def concerns(incident: dict[str, Any], subject: str, network: IPNetwork | None) -> bool:
+    """Whether an incident is about a user of that name, or about an address in (or around) that network."""
+    if network is None:
+        return subject in (incident.get("users") or ())
+    for text in (*(incident.get("sources") or ()), *(incident.get("targets") or ())):
+        other = network_in(str(text))
+        if other is not None and other.version == network.version and other.overlaps(network):
+            return True
+    return False
+
+
+def as_text(found: dict[str, Any]) -> list[str]:
+    """The same for people."""
+    subject = found["subject"]
+    lines = []
+    if found["type"] == "user":
+        lines.append(f"{subject}: a user; users are not blocked yet, their sources are")
+    for entry in found["blocked"] or ():
+        by = f"playbook {entry['playbook']}" if entry.get("playbook") else entry.get("by", "")
+        incident = f", incident {entry['incident']}" if entry.get("incident") else ""
+        lines.append(f"{subject}: blocked until {entry['until']} by {entry['address']} ({by}{incident})")
+        lines.append(f"  because: {entry['reason']}")
+        lines.append(f"  to end it: gatewatch unblock ip {entry['address']} --reason TEXT")
+    if found["type"] == "address" and found["blocked"] == []:
+        lines.append(f"{subject}: not blocked")
+    if found["would_refuse"]:
+        lines.append(f"  a block would be refused: {found['would_refuse']['reason']}")
+    if found.get("kill_switch"):
+        lines.append(
+            f"  the kill switch is engaged for {', '.join(found['kill_switch'])}: nobody reaches them"
+        )
+    shown = found["incidents"][:MOST_SHOWN]
+    lines.append(f"{len(found['incidents'])} incidents" if found["incidents"] else "no incident names it")
+    lines += [f"  {i['id']}  {i['priority']}  {i['end']}  {i['status']}  {i['title']}" for i in shown]
+    if len(found["incidents"]) > len(shown):
+        lines.append(f"  and {len(found['incidents']) - len(shown)} more; --json shows all")
+    lines += [
+        f"  {a['time']}  {a['action']} {a['target']}: {a['state']}, {a['why']}"
+        for a in found["actions"][-MOST_SHOWN:]
+    ]
+    lines += [f"not known: {text}" for text in found["unknown"]]
+    return lines
