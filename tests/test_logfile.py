@@ -625,7 +625,9 @@ async def play(folder: Path, operations: list[tuple[str, int] | tuple[str]], chu
                         site.end_line()
                         await settle()
                         site.log.unlink()
-                        site.log.touch()
+                        site.append(50)
+                        site.end_line()
+                        await settle()
                     case "settle":
                         await settle()
                     case "compress":

@@ -23,6 +23,7 @@ from .rotated import (
     Source,
     find,
     fingerprint,
+    open_siblings,
 )
 from .stored import Chunk, read_chunks, unreadable
 from .watch import Watcher
@@ -129,14 +130,15 @@ class LogFollower:
 
         Looks in the file and in its rotated siblings. Blocks while it reads.
         """
-        source, later = find(self.path, checkpoint)
-        for other in later:
+        found = find(self.path, checkpoint)
+        for other in found.later:
             other.close()
+        source = found.source
         if source is None:
             return None
         cutter, lines = LineCutter(start), []
         try:
-            while cutter.position < end:
+            while found.intact and cutter.position < end:
                 data = source.read(cutter.position, min(self._chunk_bytes, end - cutter.position))
                 if not data:
                     return None
@@ -145,7 +147,7 @@ class LogFollower:
             return None
         finally:
             source.close()
-        return b"".join(lines)
+        return b"".join(lines) if found.intact else None
 
     async def _start(self, watcher: Watcher) -> None:
         source: Source | None = None
@@ -155,24 +157,26 @@ class LogFollower:
             self._missing()
         except OSError as error:
             raise unreadable(self.path, error) from error
-        found: Source | None = None
-        if self._resume is not None:
-            found, later = await asyncio.to_thread(find, self.path, self._resume)
-            self._queue.extend(later)
-            if found is None and self._resume.offset:
-                self.counters.missing += 1
-                self._notice(f"{self.path}: the file that was being read is gone; starts at the beginning")
         if source is not None:
             watcher.watch(source)
-        if found is None or self._resume is None:
+        if self._resume is None:
             self._begin(source)
-        elif source is not None and _same(found, source):
-            found.close()
-            self._begin(source, self._resume)
         else:
-            self._begin(found, self._resume)
-            if source is not None:
-                self._queue.append(source)
+            found = await asyncio.to_thread(find, self.path, self._resume)
+            at = self._resume if found.intact else None
+            self._queue.extend(_before(source, found.later))
+            if at is None and self._resume.offset:
+                self.counters.missing += 1
+                self._notice(f"{self.path}: what was being read is gone; starts at the beginning")
+            if found.source is None:
+                self._begin(source)
+            elif source is not None and _same(found.source, source):
+                found.source.close()
+                self._begin(source, at)
+            else:
+                self._begin(found.source, at)
+                if source is not None:
+                    self._queue.append(source)
         self._existing_until = self._source.size() if self._source is not None else 0
         self._starting = bool(self._queue)
 
@@ -254,44 +258,43 @@ class LogFollower:
         self.counters.truncations += 1
         reached = fingerprint(self._head[: cutter.position], self._tail)
         lost = Checkpoint(source.device, source.inode, cutter.position, 0, reached)
-        copy, later = await asyncio.to_thread(find, self.path, lost)
-        if copy is None:
-            self.counters.torn_lines += cutter.partial
-            self._begin(source)
-        elif _same(copy, source):
-            copy.close()
-            self._begin(source, last)
-        else:
-            self._begin(copy, last)
-            self._queue.extendleft(reversed([*later, source]))
+        found = await asyncio.to_thread(find, self.path, lost)
+        copy = found.source
+        if copy is None or not found.intact or _same(copy, source):
+            again = copy is not None and found.intact
+            self.counters.torn_lines += cutter.partial and not again
+            self._begin(source, last if again else None)
+            for other in (copy, *found.later):
+                if other is not None:
+                    other.close()
+            return
+        self._begin(copy, last)
+        self._queue.extendleft(reversed([*_before(source, found.later), source]))
 
     async def _switch(self, watcher: Watcher) -> None:
         """The current file is at its end and another stands at the path."""
         self.counters.rotations += 1
         self._settled_at = None
-        found, later = await asyncio.to_thread(find, self.path, self._last)
+        found = await asyncio.to_thread(find, self.path, self._last)
         newest = self._waiting[-1]
-        if found is not None and self._last.offset and _same(found, newest):
+        again = (
+            found.source is not None and found.intact and self._last.offset and _same(found.source, newest)
+        )
+        if again:
             # Written anew with what was read already, as an editor does.
-            self._queue.append(newest)
-            self._waiting.pop()
-            self._next(watcher, self._last)
+            self._queue.append(self._waiting.pop())
+            dropped = [*self._waiting, *found.later]
         else:
-            held = {(s.device, s.inode) for s in self._waiting}
-            for source in later:
-                if (source.device, source.inode) in held:
-                    source.close()
-                else:
-                    self._queue.append(source)
+            dropped = []
+            self._queue.extend(_before(self._waiting[0], found.later))
             self._queue.extend(self._waiting)
-            self._waiting.clear()
-            self._next(watcher)
-        if found is not None:
-            found.close()
-        for source in self._waiting:
+        self._waiting.clear()
+        for source in dropped:
             watcher.unwatch(source)
             source.close()
-        self._waiting.clear()
+        if found.source is not None:
+            found.source.close()
+        self._next(watcher, self._last if again else None)
 
     def _next(self, watcher: Watcher, at: Checkpoint | None = None) -> None:
         """Leaves the current file for the first in the queue."""
@@ -335,8 +338,21 @@ class LogFollower:
         elif _same(source, self._source) or len(self._waiting) >= _MOST_WAITING:
             source.close()
         else:
-            watcher.watch(source)
-            self._waiting.append(source)
+            # Files that came and went between two looks are read too, even while the newest is still empty.
+            for waiting in (*self._passed(source), source):
+                watcher.watch(waiting)
+                self._waiting.append(waiting)
+
+    def _passed(self, newest: Source) -> list[Source]:
+        """The rotated files between those that are held open and `newest`."""
+        last = self._waiting[-1] if self._waiting else self._source
+        older = open_siblings(self.path)
+        at = next(
+            (at for at, source in enumerate(older) if last is not None and _same(source, last)), len(older)
+        )
+        for source in older[: at + 1]:
+            source.close()
+        return _before(newest, older[at + 1 :])
 
     def _must_switch(self) -> bool:
         if not any(source.size() for source in self._waiting):
@@ -367,3 +383,13 @@ class LogFollower:
 
 def _same(one: Source, other: Source) -> bool:
     return (one.device, one.inode) == (other.device, other.inode)
+
+
+def _before(source: Source | None, files: list[Source]) -> list[Source]:
+    """Those of `files` that came before `source`, which may be among them; what came after is found in its turn."""
+    for at, other in enumerate(files):
+        if source is not None and _same(source, other):
+            for unused in files[at:]:
+                unused.close()
+            return files[:at]
+    return files

@@ -15,7 +15,6 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import IO, cast
 
 HEAD_BYTES = 256
 TAIL_BYTES = 64
+_MOST_ATTEMPTS = 3
 
 READ_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 """What reading a log can raise; the last three come of a damaged compressed file."""
@@ -146,14 +146,14 @@ def decompressed(raw: IO[bytes]) -> io.BufferedIOBase | None:
     return None
 
 
-def siblings(path: Path) -> list[Path]:
-    """The rotated files of the log `path`, oldest first.
+def siblings(path: Path) -> list[tuple[Path, int]]:
+    """The rotated files of the log `path` and their inodes, oldest first.
 
     Numbered names age as their number rises (logrotate's default), dated ones (`dateext`) as it falls; where a
     directory has both kinds, by the time of their last change.
     """
     real = Path(os.path.realpath(path))
-    found: list[tuple[str, int, int, str]] = []
+    found: list[tuple[str, int, int, str, int]] = []
     try:
         with os.scandir(real.parent) as entries:
             for entry in entries:
@@ -161,7 +161,8 @@ def siblings(path: Path) -> list[Path]:
                 if matched is not None and entry.is_file(follow_symlinks=False):
                     kind = matched.lastgroup or "old"
                     age = -int(matched["number"]) if kind == "number" else 0
-                    found.append((kind, age, entry.stat(follow_symlinks=False).st_mtime_ns, entry.name))
+                    changed_ns = entry.stat(follow_symlinks=False).st_mtime_ns
+                    found.append((kind, age, changed_ns, entry.name, entry.inode()))
     except OSError:
         return []
     if len({kind for kind, *_ in found}) > 1:
@@ -170,7 +171,7 @@ def siblings(path: Path) -> list[Path]:
         found.sort(key=lambda f: (f[1], f[2]))
     else:
         found.sort(key=lambda f: f[3])
-    return [real.parent / name for *_, name in found]
+    return [(real.parent / name, inode) for *_, name, inode in found]
 
 
 def _rotated_name(path: Path, name: str) -> re.Match[str] | None:
@@ -185,42 +186,74 @@ def _rotated_name(path: Path, name: str) -> re.Match[str] | None:
     return None
 
 
-def opened(paths: Iterable[Path]) -> list[Source]:
-    """Those of `paths` that can be opened, in order; a name that moved away meanwhile is left out."""
-    sources = []
-    for path in paths:
-        try:
-            sources.append(Source(path))
-        except OSError:
-            continue
+def open_siblings(path: Path) -> list[Source]:
+    """The rotated files, opened, oldest first; those that cannot be read are left out."""
+    for attempt in range(_MOST_ATTEMPTS):
+        sources, moved = [], False
+        for name, inode in siblings(path):
+            try:
+                sources.append(Source(name))
+            except FileNotFoundError:
+                moved = True
+            except OSError:
+                continue
+            else:
+                moved = moved or sources[-1].inode != inode
+        if not moved or attempt == _MOST_ATTEMPTS - 1:
+            break
+        # logrotate was renaming them just then; their order must be that of one moment.
+        for source in sources:
+            source.close()
     return sources
 
 
-def find(path: Path, checkpoint: Checkpoint) -> tuple[Source | None, list[Source]]:
-    """Where the content that `checkpoint` belongs to is now, and the rotated files that came after it.
+@dataclass
+class Found:
+    """What `find` found; whoever gets it closes the sources.
 
-    The same inode is looked for first, then a copy (copytruncate), then a compressed one, and last a file of the
-    same content that now stands at `path`. The file at `path` is never among those that came after. Reads what it
-    must to be certain, a compressed file up to the offset, so call it in a thread. The caller closes what it gets.
+    `source` has the content up to the checkpoint (`intact`), or is the file that had it and was written anew since;
+    None where neither is there. `later` are the rotated files that came after it, oldest first, without the one
+    that stands at the path.
     """
-    older = opened(siblings(path))
-    current = opened([path])
+
+    source: Source | None
+    intact: bool
+    later: list[Source]
+
+
+def find(path: Path, checkpoint: Checkpoint) -> Found:
+    """Where the content that `checkpoint` belongs to is now.
+
+    The same inode is looked for first, then a copy (copytruncate), then a compressed one, then a file of the same
+    content that now stands at `path`. Reads what it must to be certain, a compressed file up to the offset, so it
+    is called in a thread.
+    """
+    older = open_siblings(path)
+    try:
+        current = [Source(path)]
+    except OSError:
+        current = []
     everything = [*current, *reversed(older)]
-    chosen: Source | None = None
-    for admits in (_same_inode, _plain_copy, _compressed_copy, _same_content):
-        for source in everything:
-            if admits(source, checkpoint, source in current) and source.holds(checkpoint):
-                chosen = source
-                break
-        if chosen is not None:
-            break
+    chosen = _intact(everything, current, checkpoint)
+    intact = chosen is not None
+    if chosen is None:
+        plain = (s for s in everything if s.inode == checkpoint.inode and not s.compressed)
+        chosen = next(plain, None)
     at = older.index(chosen) if chosen in older else len(older)
     here = {(s.device, s.inode) for s in current}
     later = [s for s in older[at + 1 :] if (s.device, s.inode) not in here]
     for source in everything:
         if source is not chosen and source not in later:
             source.close()
-    return chosen, later
+    return Found(chosen, intact, later)
+
+
+def _intact(everything: list[Source], current: list[Source], checkpoint: Checkpoint) -> Source | None:
+    for admits in (_same_inode, _plain_copy, _compressed_copy, _same_content):
+        for source in everything:
+            if admits(source, checkpoint, source in current) and source.holds(checkpoint):
+                return source
+    return None
 
 
 def _same_inode(source: Source, checkpoint: Checkpoint, _: bool) -> bool:
