@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import struct
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,7 +29,6 @@ CAP_NET_ADMIN, CAP_NET_RAW = 12, 13
 STA_UNSYNC, TIME_ERROR = 0x0040, 5
 """linux/timex.h."""
 
-LOGS = ("/var/log/auth.log", "/var/log/secure", "/var/log/nginx/access.log")
 LIBRARIES = ("numpy", "Cython", "pydantic", "msgspec", "asyncinotify", "typer", "rich", "PyYAML")
 LEAST_FREE_BYTES, LOW_FREE_BYTES = 100 << 20, 1 << 30
 PACKAGE = Path(__file__).parents[1]
@@ -68,8 +66,10 @@ def examine(config: Config, *, socket: Path) -> Iterator[Check]:
             yield from check()
         except GatewatchError as error:
             yield Check("examination", "fail", error.message, error.remedy)
-        except (OSError, ValueError, RuntimeError) as error:
-            yield Check("examination", "warn", f"one check could not be made: {error}")
+        except (ImportError, OSError, ValueError, RuntimeError) as error:
+            yield Check(
+                "examination", "warn", f"one check could not be made: {error}", "see the other checks"
+            )
 
 
 def _python() -> Iterator[Check]:
@@ -165,6 +165,8 @@ def _interfaces(config: Config) -> Iterator[Check]:
         return
     there = sorted(p.name for p in Path("/sys/class/net").iterdir())
     if wanted.interfaces == "auto":
+        from .service import default_interface
+
         default = default_interface()
         if default is None:
             yield Check(
@@ -180,38 +182,21 @@ def _interfaces(config: Config) -> Iterator[Check]:
             yield Check(f"interface {name}", "fail", "unknown", f"there are: {', '.join(there)}")
 
 
-def default_interface() -> str | None:
-    """The interface of the IPv4 or else the IPv6 default route (proc(5), net/route and net/ipv6_route)."""
-    try:
-        for line in Path("/proc/net/route").read_text().splitlines()[1:]:
-            fields = line.split()
-            if len(fields) > 7 and fields[1] == fields[7] == "00000000":
-                return fields[0]
-        for line in Path("/proc/net/ipv6_route").read_text().splitlines():
-            fields = line.split()
-            if len(fields) > 9 and fields[0] == "0" * 32 and fields[1] == "00" and fields[9] != "lo":
-                return fields[9]
-    except OSError:
-        pass
-    return None
-
-
 def _logs(config: Config) -> Iterator[Check]:
     logs = config.collectors.logs
     if isinstance(logs, list):
         for log in logs:
             yield _log(log.path, missing="fail")
         return
-    there = [path for path in LOGS if Path(path).exists()]
-    for path in there:
-        yield _log(path, missing="warn")
-    if not there:
-        yield Check(
-            "logs",
-            "warn",
-            f"none of {', '.join(LOGS)} exists",
-            "name yours under collectors.logs, or use the journal",
-        )
+    from .service import ACCESS_LOGS, AUTH_LOGS
+
+    for paths, what in ((AUTH_LOGS, "logins"), (ACCESS_LOGS, "requests")):
+        there = [path for path in paths if Path(path).exists()]
+        for path in there[:1]:
+            yield _log(path, missing="warn")
+        if not there:
+            detail = f"no log of {what}: none of {', '.join(paths)} exists"
+            yield Check("logs", "warn", detail, "name yours under collectors.logs, or use the journal")
 
 
 def _log(path: str, *, missing: State) -> Check:
@@ -227,7 +212,7 @@ def _log(path: str, *, missing: State) -> Check:
             f"log {path}", "fail", "not readable by this user", f"sudo usermod -aG adm {_user()}, log in anew"
         )
     except OSError as error:
-        return Check(f"log {path}", "fail", error.strerror or str(error))
+        return Check(f"log {path}", "fail", error.strerror or str(error), "correct collectors.logs")
     return Check(f"log {path}", "ok", "readable")
 
 
@@ -245,36 +230,22 @@ def _journal(config: Config) -> Iterator[Check]:
     if enabled is False:
         yield Check("journal", "ok", "not read (collectors.journal.enabled: false)")
         return
-    bad: State = "fail" if enabled is True else "warn"
-    remedy = "set collectors.journal.enabled: false where logs are files"
-    if shutil.which("journalctl") is None:
-        yield Check("journal", bad, "journalctl is not installed", remedy)
-        return
-    try:
-        done = subprocess.run(
-            ["journalctl", "--quiet", "-n", "1", "-o", "json", "--no-pager"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=10,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        yield Check("journal", bad, f"journalctl does not answer ({error})", remedy)
-        return
-    if done.returncode == 0 and done.stdout.strip():
+    from .collectors.journal import probe
+
+    reason = probe()
+    if reason is None:
         yield Check("journal", "ok", "readable")
-    else:
-        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        detail = said[-1] if said else "holds nothing that this user may read"
-        yield Check(
-            "journal", bad, detail, f"sudo usermod -aG systemd-journal {_user()}, log in anew; or {remedy}"
-        )
+        return
+    state: State = "fail" if enabled is True else "warn"
+    yield Check("journal", state, reason, "set collectors.journal.enabled: false where logs are files")
 
 
 def _clock() -> Iterator[Check]:
     synchronised = clock_synchronised()
     if synchronised is None:
-        yield Check("clock", "warn", "the kernel does not say whether it is synchronised")
+        yield Check(
+            "clock", "warn", "the kernel does not say whether it is synchronised", "look at timedatectl"
+        )
     elif synchronised:
         yield Check("clock", "ok", "synchronised")
     else:
@@ -308,8 +279,10 @@ def _state_folder(config: Config) -> Iterator[Check]:
     detail = f"{free / (1 << 30):.1f} GiB free at {nearest}"
     if free < LEAST_FREE_BYTES:
         yield Check("disk space", "fail", detail, "make room: alerts and the audit log need it")
+    elif free < LOW_FREE_BYTES:
+        yield Check("disk space", "warn", detail, "make room before it is needed")
     else:
-        yield Check("disk space", "warn" if free < LOW_FREE_BYTES else "ok", detail)
+        yield Check("disk space", "ok", detail)
 
 
 def _rails(config: Config) -> Iterator[Check]:
@@ -343,7 +316,10 @@ def _playbooks(config: Config) -> Iterator[Check]:
     except ConfigError as error:
         yield Check("playbooks", "fail", error.message, error.remedy)
     else:
-        yield Check("playbooks", "ok" if found else "warn", ", ".join(p.name for p in found) or "none")
+        if found:
+            yield Check("playbooks", "ok", ", ".join(p.name for p in found))
+        else:
+            yield Check("playbooks", "warn", "none: nothing is answered", "set playbooks.shipped: true")
 
 
 def _enforcer(config: Config, socket: Path) -> Iterator[Check]:
