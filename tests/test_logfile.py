@@ -349,8 +349,8 @@ async def test_logs_that_begin_alike_are_not_taken_for_each_other(tmp_path: Path
     banner = b"# fields: " + b"x" * 300 + b"\n"
     log.write_bytes(banner + b"one\n")
     checkpoint = await checkpoint_after(log, banner, b"one\n")
-    log.unlink()
     (tmp_path / "app.log.1").write_bytes(banner + b"two\n" * 100)
+    log.rename(tmp_path / "elsewhere")
     log.write_bytes(banner + b"three\n" * 2)
     await resumed(log, checkpoint, banner, b"three\n", b"three\n")
 
