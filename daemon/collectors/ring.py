@@ -147,7 +147,14 @@ class PacketRing:
             raise
         self.buffer: U8 = np.frombuffer(self._memory, np.uint8).reshape(frames, width)
         self._slots: NDArray[np.void] = np.frombuffer(self._memory, _slot_layout(width))
+        self._starts: I64 = np.arange(frames, dtype=np.int64) * width + NETWORK_AT
         self._status: U32 = self._slots["status"]
+        self._wire: U32 = self._slots["wire"]
+        self._captured: U32 = self._slots["captured"]
+        self._seconds: U32 = self._slots["s"]
+        self._ns: U32 = self._slots["ns"]
+        self._hatype: U16 = self._slots["hatype"]
+        self._protocol: U16 = self._slots["protocol"]
 
     def fileno(self) -> int:
         """The packet socket, readable when frames wait."""
@@ -159,20 +166,26 @@ class PacketRing:
         They stay the caller's until `release`. Which of them are there is read before what is in them; between
         the two lie enough instructions and branches on what was read.
         """
-        head = self._head
-        waiting = self._status[head : head + limit] & TP_STATUS_USER != 0
+        rows = slice(self._head, self._head + limit)
+        status = self._status[rows]
+        waiting = status & TP_STATUS_USER != 0
         count = len(waiting) if waiting.all() else int(waiting.argmin())
-        slots = self._slots[head : head + count]
-        starts = np.arange(head, head + count, dtype=np.int64) * self.buffer.shape[1] + NETWORK_AT
-        wire = slots["wire"].copy()
-        captured = slots["captured"].copy()
-        time_ns = slots["s"].astype(np.int64) * 1_000_000_000 + slots["ns"]
-        stripped = slots["status"] & TP_STATUS_VLAN_VALID != 0
-        vlan = np.where(stripped, slots["tci"] & 0x0FFF, 0).astype(np.uint16)
-        ethernet = (slots["hatype"] == ARPHRD_ETHER) | (slots["hatype"] == ARPHRD_LOOPBACK)
-        link_header = (ethernet * ETHERNET_HEADER + stripped * 4).astype(np.uint32)
-        tagged = _tagged(slots, stripped, wire)
-        if tagged.any():
+        rows = slice(self._head, self._head + count)
+        status = status[:count]
+        starts = self._starts[rows].copy()
+        wire = self._wire[rows].copy()
+        captured = self._captured[rows].copy()
+        time_ns = self._seconds[rows].astype(np.int64) * 1_000_000_000 + self._ns[rows]
+        hatype, protocol = self._hatype[rows], self._protocol[rows]
+        link_header = ((hatype == ARPHRD_ETHER) | (hatype == ARPHRD_LOOPBACK)) * np.uint32(ETHERNET_HEADER)
+        vlan = np.zeros(count, np.uint16)
+        stripped = status & TP_STATUS_VLAN_VALID != 0
+        had_tag = stripped | (protocol == 0x8100) | (protocol == 0x88A8)
+        if had_tag.any():
+            slots = self._slots[rows]
+            vlan[stripped] = slots["tci"][stripped] & 0x0FFF
+            link_header += stripped * np.uint32(4)
+            tagged = had_tag & _tagged(slots, wire)
             starts[tagged] += 4
             wire[tagged] -= 4
             captured[tagged] -= 4
@@ -201,7 +214,7 @@ class PacketRing:
         return self.interface is not None and _bound_to(self._socket) < 0
 
     def close(self) -> None:
-        del self._status, self._slots, self.buffer
+        """Let go of the socket; the memory goes with the last array that looks at it."""
         self._socket.close()
 
     def __enter__(self) -> Self:
@@ -213,24 +226,20 @@ class PacketRing:
         self.close()
 
 
-def _tagged(slots: NDArray[np.void], stripped: Bool, wire: U32) -> Bool:
+def _tagged(slots: NDArray[np.void], wire: U32) -> Bool:
     """Which frames have a VLAN tag before their IP header: the inner of two, when the driver took the outer.
 
-    Since Linux 6.10 the protocol that the kernel tells is the one inside the tags, so the bytes decide: the
-    slot begins with the last four of a tag, and read as an IP header its length contradicts the frame's.
+    Asked of frames that had a tag at all. Since Linux 6.10 the protocol that the kernel tells is the one inside
+    the tags, so the bytes decide: the slot begins with the last four of a tag, and read as an IP header its length
+    contradicts the frame's.
     """
-    protocol = slots["protocol"]
-    candidate: Bool = stripped | (protocol == 0x8100) | (protocol == 0x88A8)
-    if not candidate.any():
-        return candidate
     half = slots["half"]
     inside = slots["version4"] >> 4
-    type_inside = half[:, 1]
-    is_tag = ((type_inside == 0x0800) & (inside == 4)) | ((type_inside == 0x86DD) & (inside == 6))
+    is_tag = ((half[:, 1] == 0x0800) & (inside == 4)) | ((half[:, 1] == 0x86DD) & (inside == 6))
     outside = half[:, 0] >> 12
     is_ip = ((outside == 4) & (half[:, 1] == wire)) | ((outside == 6) & (half[:, 2] + np.uint32(40) == wire))
-    candidate &= is_tag & ~is_ip & (slots["captured"] >= 24)
-    return candidate
+    tagged: Bool = is_tag & ~is_ip & (slots["captured"] >= 24)
+    return tagged
 
 
 def _index_of(interface: str | None) -> int:

@@ -61,7 +61,8 @@ class SharedRing:
         self.capacity = capacity
         self._memory = mmap.mmap(descriptor, _ROWS_AT + capacity * PACKET.itemsize)
         self._header = np.frombuffer(self._memory, _HEADER, 1)[0]
-        self._rows = np.frombuffer(self._memory, PACKET, capacity, _ROWS_AT)
+        # Rows as bytes: NumPy copies records field by field, and bytes at once.
+        self._rows = np.frombuffer(self._memory, np.uint8, offset=_ROWS_AT).reshape(capacity, PACKET.itemsize)
         self._mine = 0  # this side's position, which the other's writing cannot change
 
     @classmethod
@@ -110,8 +111,9 @@ class SharedRing:
         count = min(len(rows), room)
         at = self._mine & (self.capacity - 1)
         first = min(count, self.capacity - at)
-        self._rows[at : at + first] = rows[:first]
-        self._rows[: count - first] = rows[first:count]
+        said = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), PACKET.itemsize)
+        self._rows[at : at + first] = said[:first]
+        self._rows[: count - first] = said[first:count]
         _order_memory()
         self._mine += count
         self._header["head"] = self._mine
@@ -130,10 +132,11 @@ class SharedRing:
         count = min(waiting, limit)
         at = self._mine & (self.capacity - 1)
         first = min(count, self.capacity - at)
-        rows = np.concatenate([self._rows[at : at + first], self._rows[: count - first]])
+        said = np.concatenate([self._rows[at : at + first], self._rows[: count - first]])
         _order_memory()
         self._mine += count
         self._header["tail"] = self._mine
+        rows: NDArray[np.void] = said.view(PACKET).reshape(count)
         return rows
 
     def count(self, **counters: int) -> None:

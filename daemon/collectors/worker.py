@@ -31,7 +31,7 @@ from .weights import passes_by_rule
 MOST_FRAMES = 4096
 """Frames decoded at once: few enough to stay in the processor's cache."""
 
-GATHER_MS = 5
+GATHER_MS = 10
 """After frames came, others are left to gather for so long: a wake-up costs as much as decoding some hundreds
 of frames, so that at a few thousand frames a second the wake-ups would be what costs. The first frame after a
 pause is not kept waiting."""
