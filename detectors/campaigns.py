@@ -25,13 +25,14 @@ _NAME = 64
 _BITS = 512
 MOST_WEIGHT = (1 << 20) - 1
 
+ASK = -1
 FINAL, OPENED = 1, 2
 """Marks of a row: the last one of its campaign in this batch; the one that opened it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is known of one campaign. `items` are the first 32 distinct ones, by name, in order of coming."""
+    """What is known of one campaign. `items` are the names of the first 32 distinct ones, as they came."""
 
     serial: int
     trigger_ns: int
@@ -43,8 +44,19 @@ class Record:
     blockable: bool
     amounts: tuple[int, int]
     distinct: int  # exact up to 32, estimated beyond
-    items: tuple[str, ...]
+    items: tuple[bytes, ...]
     lines: tuple[int, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The known names of `items` as text, sorted; one that was too long to keep ends in an ellipsis."""
+        cut = _NAME - 1
+        said = {
+            name[: cut - 1].decode("utf-8", "backslashreplace") + "…" * (len(name) == cut)
+            for name in self.items
+            if name
+        }
+        return tuple(sorted(said))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +108,7 @@ class Campaigns:
         since_ns: I64,
         amounts: I64 | None = None,
     ) -> Followed:
-        """Takes a batch of events; those that `marked` (see `marks`) gives no weight only ask.
+        """Takes a batch of events; those whose `marked` is ASK only ask which campaign is open.
 
         `over` (bool[n]): at or above the threshold. `items` and `spans` (`int32[n, 2]` into `text`): what the
         campaign counts distinct ones of, and their names. `since_ns`: how far back the trail belongs to a
@@ -137,6 +149,7 @@ class Campaigns:
         row = self._records[at].tolist()
         if row[0] != serial or serial == 0:
             return None
+        held = self._record_names[at].tobytes()
         zeros = _BITS - sum(word.bit_count() for word in row[12:28])
         distinct = row[7] if row[7] < 32 else max(32, round(_BITS * log(_BITS / max(1, zeros))))
         return Record(
@@ -150,7 +163,7 @@ class Campaigns:
             blockable=bool(row[9]),
             amounts=(row[10], row[11]),
             distinct=distinct,
-            items=tuple(_name(self._record_names[at, i]) for i in range(row[7])),
+            items=tuple(held[at + 1 : at + 1 + held[at]] for at in range(0, row[7] * _NAME, _NAME)),
             lines=tuple(row[28 : 28 + row[6]]),
         )
 
@@ -177,9 +190,3 @@ class Campaigns:
         self._record_names[state["at"]] = state["record_names"]
         self._newest[:] = state["newest"]
         self._stories = {serial: dict(story) for serial, story in state["stories"]}
-
-
-def _name(held: U8) -> str:
-    length = int(held[0])
-    said = held[1 : 1 + length].tobytes().decode("utf-8", "backslashreplace")
-    return said + "…" if length == _NAME - 1 else said

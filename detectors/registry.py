@@ -3,16 +3,18 @@ file and one line here."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
 from typing import Any
 
-from ..daemon.events import AuthBatch
+from ..daemon.events import AuthBatch, Direction, FlowBatch
 from .finding import Finding
 from .login.attempts import AttemptStage
 from .login.brute_force import BruteForce
 from .login.compromise import Compromise
 from .login.password_spray import PasswordSpray
+from .network.allowlist import AllowList, AllowRule
+from .network.port_scan import PortScan
 
 Options = Mapping[str, Mapping[str, Any]]
 
@@ -21,9 +23,13 @@ AUTH_DETECTORS: dict[str, Callable[..., Any]] = {
     "password_spray": PasswordSpray,
     "compromise": Compromise,
 }
+FLOW_DETECTORS: dict[str, Callable[..., Any]] = {
+    "port_scan": PortScan,
+}
+"""Beside these there are the two allow-lists, which take rules instead of options."""
 
 
-def _make(detectors: Mapping[str, Callable[..., Any]], options: Options) -> dict[str, Any]:
+def _make(detectors: Mapping[str, Callable[..., Any]], options: Options, **site: Any) -> dict[str, Any]:
     """Every detector with its options. Raises ValueError naming the key that no detector knows."""
     for name in options:
         if name not in detectors:
@@ -31,13 +37,13 @@ def _make(detectors: Mapping[str, Callable[..., Any]], options: Options) -> dict
     made = {}
     for name, factory in detectors.items():
         given = options.get(name, {})
-        known = signature(factory).parameters
+        known = [name for name in signature(factory).parameters if name not in site]
         for key, value in given.items():
             if key not in known:
                 raise ValueError(f"{name}.{key}: no such option; known are {', '.join(known)}")
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}.{key}: {value!r} is no whole number above 0")
-        made[name] = factory(**given)
+        made[name] = factory(**site, **given)
     return made
 
 
@@ -60,11 +66,50 @@ class LoginDetection:
         return _in_order(found)
 
     def save(self) -> dict[str, Any]:
-        return {"stage": self._stage.save(), **{n: d.save() for n, d in self._detectors.items()}}
+        return {"stage": self._stage.save(), **_saved(self._detectors)}
 
     def load(self, state: dict[str, Any]) -> None:
+        """Raises ValueError where the state is of detectors with other options."""
         self._stage.load(state["stage"])
-        for name, detector in self._detectors.items():
+        _load(self._detectors, state)
+
+
+class NetworkDetection:
+    """All network detectors. An allow-list without rules is off."""
+
+    def __init__(
+        self,
+        options: Options,
+        ingress_rules: Sequence[AllowRule],
+        egress_rules: Sequence[AllowRule],
+        hash_key: bytes,
+    ) -> None:
+        self._detectors = _make(FLOW_DETECTORS, options, hash_key=hash_key)
+        for direction, rules in ((Direction.INGRESS, ingress_rules), (Direction.EGRESS, egress_rules)):
+            if rules:
+                detector = AllowList(direction, rules, hash_key)
+                self._detectors[detector.name] = detector
+
+    def update(self, batch: FlowBatch) -> list[Finding]:
+        """Findings new or grown, in the order of the rows that raised them."""
+        return _in_order([f for detector in self._detectors.values() for f in detector.update(batch)])
+
+    def save(self) -> dict[str, Any]:
+        return _saved(self._detectors)
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Raises ValueError where the state is of detectors with other options."""
+        _load(self._detectors, state)
+
+
+def _saved(detectors: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: detector.save() for name, detector in detectors.items()}
+
+
+def _load(detectors: Mapping[str, Any], state: dict[str, Any]) -> None:
+    """A detector that the state does not know begins anew: its rules were added since."""
+    for name, detector in detectors.items():
+        if name in state:
             detector.load(state[name])
 
 
@@ -75,3 +120,13 @@ def _in_order(found: list[Finding]) -> list[Finding]:
 def login_detectors(options: Options, hash_key: bytes) -> LoginDetection:
     """`options`: for each name in AUTH_DETECTORS its constructor's options. Raises ValueError naming the key."""
     return LoginDetection(options, hash_key)
+
+
+def network_detectors(
+    options: Options,
+    ingress_rules: Sequence[AllowRule],
+    egress_rules: Sequence[AllowRule],
+    hash_key: bytes,
+) -> NetworkDetection:
+    """`options`: for each name in FLOW_DETECTORS its constructor's options. Raises ValueError naming the key."""
+    return NetworkDetection(options, ingress_rules, egress_rules, hash_key)

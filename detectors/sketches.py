@@ -181,7 +181,12 @@ def count_distinct(
     table: I64,
     counts: I64,
 ) -> None:
-    """An item takes three columns from 3 on: the item, when it was last seen, and 2 x tries + lesser."""
+    """An item takes three columns from 3 on: the item, when it was last seen, and 4 x tries + standing.
+
+    Standing: 0 counts, 1 counts in the first window only, 2 counts against the others. `change`: 1 to 3 add
+    with standing 0 to 2, 4 adds with 0 but leaves what stands against, -1 removes, 0 asks. The last column of
+    `counts` is how many items stand against within the first window.
+    """
     i: cython.Py_ssize_t
     w: cython.Py_ssize_t
     slot: cython.Py_ssize_t
@@ -193,6 +198,8 @@ def count_distinct(
     now: cython.longlong
     age: cython.longlong
     mark: cython.longlong
+    standing: cython.longlong
+    held: cython.longlong
     longest: cython.longlong = windows[last_window]
     for w in range(last_window):
         if windows[w] > longest:
@@ -227,9 +234,15 @@ def count_distinct(
                     table[slot, 2] -= 1
             else:
                 mark = 0
+                standing = change[i] - 1
+                if standing == 3:
+                    standing = 0
                 if place < end:
                     if now - table[slot, place + 1] < longest:
-                        mark = table[slot, place + 2] & ~1
+                        mark = table[slot, place + 2] & ~3
+                        held = table[slot, place + 2] & 3
+                        if held == 2 and (change[i] == 2 or change[i] == 4):
+                            standing = held
                 elif (table[slot, 2] == most) or (end > 3 and now - table[slot, oldest + 1] >= longest):
                     place = oldest
                 else:
@@ -237,12 +250,18 @@ def count_distinct(
                     table[slot, 2] += 1
                 table[slot, place] = items[i]
                 table[slot, place + 1] = now
-                table[slot, place + 2] = mark + 2 + (1 if change[i] == 2 else 0)
+                table[slot, place + 2] = mark + 4 + standing
         place = 3
         while place < end:
             mark = table[slot, place + 2]
-            if mark >> 1 <= few:
-                age = now - table[slot, place + 1]
+            age = now - table[slot, place + 1]
+            if mark & 2:
+                for w in range(last_window + 1):
+                    if age < windows[w]:
+                        counts[i, w] -= 1
+                if age < windows[0]:
+                    counts[i, last_window + 1] += 1
+            elif mark >> 2 <= few:
                 if mark & 1:
                     if age < windows[0]:
                         counts[i, 0] += 1
@@ -571,7 +590,7 @@ def follow_campaigns(
     for i in range(wanted.shape[0]):
         if wanted[i] == 0:
             continue
-        if marks[i] & 0xFFFFF:
+        if marks[i] >= 0:
             slot = _claim(keys, table, home[i], wanted[i], grace)
         else:
             slot = _find(keys, home[i], wanted[i])
@@ -584,7 +603,7 @@ def follow_campaigns(
         serial = table[slot, 2]
         if now - before > gap_ns:
             serial = 0
-        if not marks[i] & 0xFFFFF:
+        if marks[i] < 0:
             record = serial % records.shape[0]
             if serial and records[record, 0] == serial:
                 out[i, 0] = serial
@@ -663,3 +682,43 @@ def follow_campaigns(
         if touched[record] >= 0:
             out[touched[record], 3] &= ~1
         touched[record] = i
+
+
+@cython.locals(
+    home="const long long[::1]",
+    flows="const long long[::1]",
+    time_ns="const long long[::1]",
+    bytes_out="const long long[::1]",
+    bytes_in="const long long[::1]",
+    keys="long long[::1]",
+    table="long long[:, ::1]",
+    out="long long[:, ::1]",
+)
+def grow_flows(
+    home: I64,
+    flows: I64,
+    time_ns: I64,
+    bytes_out: I64,
+    bytes_in: I64,
+    grace: cython.longlong,
+    keys: I64,
+    table: I64,
+    out: I64,
+) -> None:
+    """What each row adds to its flow. `out` columns: bytes out, bytes in, 1 for the first row of the flow."""
+    i: cython.Py_ssize_t
+    slot: cython.Py_ssize_t
+    for i in range(flows.shape[0]):
+        if flows[i] == 0:
+            continue
+        slot = _claim(keys, table, home[i], flows[i], grace)
+        if table[slot, _LAST] == 0:
+            out[i, 2] = 1
+        if time_ns[i] > table[slot, _LAST]:
+            table[slot, _LAST] = time_ns[i]
+        if bytes_out[i] > table[slot, 2]:
+            out[i, 0] = bytes_out[i] - table[slot, 2]
+            table[slot, 2] = bytes_out[i]
+        if bytes_in[i] > table[slot, 3]:
+            out[i, 1] = bytes_in[i] - table[slot, 3]
+            table[slot, 3] = bytes_in[i]

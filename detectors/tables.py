@@ -89,10 +89,11 @@ class DistinctCounter:
 
     Parameters: `capacity` (keys); `items` (most items held for a key; beyond, the one unseen for longest goes);
     `windows_ns`; `few`: an item that came more often than this is not counted (0 = no such limit). Items
-    marked as lesser count in the first window only.
+    added as lesser count in the first window only; those added against are taken off the others, and
+    stay so until added plainly.
     """
 
-    ADD, ADD_LESSER, REMOVE, ASK = 1, 2, -1, 0
+    ADD, ADD_LESSER, ADD_AGAINST, ADD_UNLESS_AGAINST, REMOVE, ASK = 1, 2, 3, 4, -1, 0
 
     def __init__(self, capacity: int, items: int, windows_ns: tuple[int, ...], few: int = 0) -> None:
         self._windows = np.array(windows_ns, np.int64)
@@ -100,8 +101,11 @@ class DistinctCounter:
         self._table = Table(capacity, 3 + 3 * items, max(windows_ns) // 64)
 
     def update(self, keys: U64, items: U64, time_ns: I64, change: Any) -> I64:
-        """The numbers `int64[n, windows]` just after each event; `change` (int8[n]) says what it does."""
-        counts: I64 = np.zeros((len(keys), len(self._windows)), np.int64)
+        """The numbers `int64[n, windows + 1]` just after each event; `change` (int8[n]) says what it does.
+
+        The last column is how many items stand against within the first window.
+        """
+        counts: I64 = np.zeros((len(keys), len(self._windows) + 1), np.int64)
         table = self._table
         sketches.count_distinct(
             table.home(keys), keys.view(np.int64), items.view(np.int64), time_ns, change, self._windows, self._few,
@@ -198,3 +202,26 @@ class History:
     def load(self, state: dict[str, Any]) -> None:
         self._pairs.load(state["pairs"])
         self._sources.load(state["sources"])
+
+
+class FlowGrowth:
+    """What each row of a flow adds to what its rows before have told: a flow appears again as it changes."""
+
+    def __init__(self, capacity: int = 65536) -> None:
+        self._table = Table(capacity, 4, 0)
+
+    def update(self, flows: U64, time_ns: I64, bytes_out: I64, bytes_in: I64) -> I64:
+        """`int64[n, 3]`: bytes out and bytes in added, and 1 for the first row of a flow."""
+        out: I64 = np.zeros((len(flows), 3), np.int64)
+        table = self._table
+        sketches.grow_flows(
+            table.home(flows), flows.view(np.int64), time_ns, bytes_out, bytes_in, table.grace_ns,
+            table.keys, table.rows, out,
+        )  # fmt: skip
+        return out
+
+    def save(self) -> dict[str, Any]:
+        return self._table.save()
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._table.load(state)

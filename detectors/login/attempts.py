@@ -13,7 +13,7 @@ import numpy as np
 
 from ...daemon.events import AUTH_TEXTS, I32, I64, U64, AuthBatch, Bool, Outcome, Provenance
 from ..addressing import NetworkKeys, join_keys
-from ..campaigns import MOST_WEIGHT, marks
+from ..campaigns import ASK, MOST_WEIGHT, marks
 from ..tables import REFUSED_KEY, History, Sessions
 
 _LATEST_NS = 1 << 62
@@ -38,7 +38,8 @@ class Attempts:
     pending: I64  # failures of this user from this source since its last success, before this event
     first_success_ns: I64  # of this user from this source, before this event; 0 = none
     credit: I64  # users who have logged in from this source before
-    marked: I64  # what campaigns keep of the event
+    proven: Bool  # the client is its own peer, and no datagram told of it
+    marked: I64  # what campaigns keep of the event; of a success they are only asked
     spans: I32  # [n, 2], the name of `user` in the batch's text
 
     def source_of(self, at: int) -> str:
@@ -102,6 +103,7 @@ class AttemptStage:
         provenance = batch.provenance[row]
         own_peer = (batch.client[row] == batch.peer[row]).all(axis=1)
         own_peer &= batch.client_family[row] == batch.peer_family[row]
+        proven = own_peer & (provenance > Provenance.NETWORK)
         spans = batch.spans[row]
         return Attempts(
             batch=batch,
@@ -118,7 +120,8 @@ class AttemptStage:
             pending=pending,
             first_success_ns=first_success_ns,
             credit=credit,
-            marked=marks(batch.line[row], provenance, own_peer & (provenance > Provenance.NETWORK), failures),
+            proven=proven,
+            marked=np.where(success, ASK, marks(batch.line[row], provenance, proven, failures)),
             spans=np.where((batch.key[row] != 0)[:, None], spans[:, _KEY], spans[:, _USER]),
         )
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...daemon.events import NS_PER_S
-from ..campaigns import Campaigns, Followed, Record
+from ..campaigns import Campaigns, Followed, Record, marks
 from ..finding import EntityType, Finding, Kind, finding_id
 from ..tables import NS_PER_DAY
 from .attempts import Attempts
@@ -56,11 +56,12 @@ class Compromise:
         if not len(rows):
             return []
         time_ns = attempts.time_ns[rows]
+        provenance = attempts.batch.provenance[attempts.row[rows]]
         followed = self._campaigns.update(
             np.where(attempts.pair[rows] == 0, attempts.source[rows], attempts.pair[rows]),
             time_ns,
             np.ones(len(rows), np.bool_),
-            attempts.marked[rows] | 1,
+            marks(attempts.line[rows], provenance, attempts.proven[rows], np.ones(len(rows), np.int64)),
             attempts.user[rows],
             attempts.spans[rows],
             attempts.batch.text,

@@ -32,7 +32,7 @@ def source_finding(
         severity=severity,
         confidence=0.7 if credit else 0.9,
         sources=(entity,),
-        users=tuple(sorted(filter(None, record.items))),
+        users=record.names,
         targets=(story["target"],) if story["target"] else (),
         figures={
             "attempts": record.attempts,

@@ -48,7 +48,7 @@ class PasswordSpray:
         change = np.where(attempts.user == 0, DistinctCounter.ASK, change).astype(np.int8)
         counts = self._counter.update(attempts.source, attempts.user, attempts.time_ns, change)
         limit = self._users + np.where(credit > 0, self._credit_users + np.clip(credit - 10, 0, 8), 0)
-        reached = counts >= limit[:, None]
+        reached = counts[:, :-1] >= limit[:, None]
         shortest = reached.argmax(axis=1)
         window_ns = np.array(self._windows_s, np.int64)[shortest] * NS_PER_S
         followed = self._campaigns.update(

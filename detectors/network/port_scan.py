@@ -1,0 +1,148 @@
+"""Port scans and host sweeps: one source that asks for much and is given little."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ...daemon.events import NS_PER_S, Direction, FlowBatch, FlowState
+from ..addressing import NetworkKeys, join_keys
+from ..campaigns import Campaigns, Record, marks
+from ..finding import EntityType, Finding, Kind, finding_id
+from ..tables import DistinctCounter
+from .addresses import end_text, pack_ends, unpack_end
+
+
+class PortScan:
+    """Network service discovery (ATT&CK T1046): TCP targets without a completed handshake, less those with one.
+
+    A source is raised at the `targets`-th distinct address and port within `window_s` (port_scan), or at the
+    `targets`-th distinct address at one port (host_sweep). Connections that did not come in count once they
+    are refused, or three times as many while unanswered: a client may open many at once. Nothing is
+    blockable unless the source has completed a handshake meanwhile: a SYN can be forged.
+
+    Parameters: `targets` (int, 20), `window_s` (int, 300), `sources` (int, 8192), `hash_key`.
+    """
+
+    name: ClassVar[str] = "port_scan"
+    kinds: ClassVar[tuple[Kind, ...]] = ("port_scan", "host_sweep")
+    partition_key: ClassVar[EntityType] = "source"
+
+    def __init__(self, hash_key: bytes, targets: int = 20, window_s: int = 300, sources: int = 8192) -> None:
+        self._targets, self._window_ns = targets, window_s * NS_PER_S
+        self._networks, self._hosts = NetworkKeys(hash_key), NetworkKeys(hash_key, prefix6=128)
+        window = (self._window_ns, self._window_ns)
+        self._scans = DistinctCounter(sources, 4 * targets, window)
+        self._sweeps = DistinctCounter(sources, 4 * targets, window)
+        gap = 4 * self._window_ns
+        self._scanning = Campaigns(gap, capacity=sources, records=1024)
+        self._sweeping = Campaigns(gap, capacity=sources, records=1024)
+
+    def update(self, batch: FlowBatch, /) -> list[Finding]:
+        rows = np.flatnonzero((batch.protocol == 6) & (batch.state != FlowState.OTHER))
+        if not len(rows):
+            return []
+        state, family = batch.state[rows], batch.family[rows]
+        inbound = batch.direction[rows] == Direction.INGRESS
+        time_ns = np.clip(batch.time_ns[rows], 1, 1 << 62)
+        source = self._networks.keys(batch.source[rows], family)
+        host = self._hosts.keys(batch.destination[rows], family)
+        port = batch.destination_port[rows].astype(np.uint64)
+        target, service = join_keys(host, port), join_keys(source, port)
+        unanswered = np.where(inbound, DistinctCounter.ADD_UNLESS_AGAINST, DistinctCounter.ADD_LESSER)
+        change = np.where(state == FlowState.SYN, unanswered, DistinctCounter.ADD_AGAINST)
+        change = np.where(state == FlowState.REFUSED, DistinctCounter.ADD, change).astype(np.int8)
+        scanned = self._scans.update(source, target, time_ns, change)
+        swept = self._sweeps.update(service, host, time_ns, change)
+        sweep = self._over(swept)
+        # What is one port of many hosts is the sweep's; the scan is what remains.
+        scan = self._over(scanned[:, :2] - np.maximum(swept[:, :2] - 1, 0))
+        found = []
+        for kind, campaigns, key, counts, over in (
+            ("port_scan", self._scanning, source, scanned, scan),
+            ("host_sweep", self._sweeping, service, swept, sweep),
+        ):
+            tried = (state == FlowState.SYN) | (state == FlowState.REFUSED)
+            at = np.flatnonzero(tried & (counts[:, 0] > 1))
+            if not len(at):
+                continue
+            chosen = rows[at]
+            text, spans = pack_ends(
+                batch.destination[chosen],
+                batch.family[chosen],
+                batch.destination_port[chosen],
+                batch.protocol[chosen],
+            )
+            weight = (state[at] == FlowState.SYN).astype(np.int64)
+            followed = campaigns.update(
+                key[at],
+                time_ns[at],
+                over[at],
+                marks(batch.frame[chosen], batch.provenance[chosen], inbound[at], weight),
+                target[at],
+                spans,
+                text,
+                time_ns[at] - self._window_ns,
+                np.stack([scanned[at, 2], np.zeros(len(at), np.int64)], axis=1),
+            )
+
+            def story_of(row: int, kind: str = kind, chosen: Any = chosen) -> dict[str, Any]:
+                flow = int(chosen[row])
+                return {
+                    "kind": kind,
+                    "entity": self._networks.text(int(batch.family[flow]), *batch.source[flow].tolist()),
+                    "port": int(batch.destination_port[flow]),
+                }
+
+            found += [self._finding(*campaign) for campaign in campaigns.grown(followed, story_of)]
+        return found
+
+    def _over(self, counts: Any) -> Any:
+        return (counts[:, 1] >= self._targets) | (counts[:, 0] >= 3 * self._targets)
+
+    def _finding(self, record: Record, story: dict[str, Any]) -> Finding:
+        kind, entity, port = story["kind"], story["entity"], story["port"]
+        sweep = kind == "host_sweep"
+        ends = [unpack_end(packed) for packed in record.items if packed]
+        what = f"addresses at port {port}" if sweep else "targets"
+        return Finding(
+            id=finding_id(kind, f"{entity} {port if sweep else ''}", record.trigger_ns, record.trigger_line),
+            detector=self.name,
+            kind=kind,
+            entity_type="source",
+            entity=entity,
+            time_ns=record.trigger_ns,
+            start_ns=record.start_ns,
+            end_ns=record.end_ns,
+            severity=40,
+            confidence=0.85,
+            sources=(entity,),
+            targets=tuple(sorted(end_text(*end) for end in ends)),
+            figures={
+                "connections": record.attempts,
+                "distinct_targets": record.distinct,
+                "completed": int(record.amounts[0] > 0),
+                **({"port": port} if sweep else {}),
+            },
+            threshold=f"{self._targets} {what} in {self._window_ns // NS_PER_S} s without a completed handshake",
+            baseline="clients complete nearly every handshake that they begin",
+            techniques=("T1046",),
+            lines=record.lines,
+            provenance=record.provenance,
+            blockable=(entity,) if record.blockable and record.amounts[0] else (),
+        )
+
+    def save(self) -> dict[str, Any]:
+        return {
+            "scans": self._scans.save(),
+            "sweeps": self._sweeps.save(),
+            "scanning": self._scanning.save(),
+            "sweeping": self._sweeping.save(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._scans.load(state["scans"])
+        self._sweeps.load(state["sweeps"])
+        self._scanning.load(state["scanning"])
+        self._sweeping.load(state["sweeping"])
