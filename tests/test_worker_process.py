@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -13,7 +14,8 @@ import numpy as np
 import packet_wire
 import pytest
 from gatewatch.daemon.collectors.ring import PacketRing
-from gatewatch.daemon.collectors.worker import WorkerOptions
+from gatewatch.daemon.collectors.shared import PacketSource
+from gatewatch.daemon.collectors.worker import WorkerOptions, run_worker
 from gatewatch.daemon.errors import InputError, PrivilegeError
 from gatewatch.daemon.events import address_columns
 from packet_wire import (
@@ -21,6 +23,7 @@ from packet_wire import (
     NOBODY,
     Wire,
     ipv4_packet,
+    ipv6_packet,
     send_frame,
     tcp_segment,
     transfer,
@@ -108,6 +111,37 @@ def test_vlan_tags_that_the_kernel_takes_off_are_put_back(wire: Wire, outer: lis
     assert (row["vlan"], row["sequence"], row["destination_port"]) == (100, 7, 80)
     assert row["length"] == 14 + len(tags) + len(packet)
     assert row["source"].tolist() == columns(wire.far_v4)
+
+
+@pytest.mark.parametrize("flow_label", [0x0800, 0x86DD])
+def test_a_flow_label_is_not_taken_for_a_tag(wire: Wire, flow_label: int) -> None:
+    packet = bytearray(ipv6_packet(6, tcp_segment(SYN), source=wire.far_v6, destination=wire.near_v6))
+    packet[2:4] = struct.pack("!H", flow_label)
+    with worker(wire.near, ON_NEAR) as running:
+        send_frame(wire.far, "far0", b"\xff" * 6 + bytes(6) + b"\x81\x00\x00\x09\x86\xdd" + packet)
+        rows = running.rows_until(lambda rows: (rows["tcp_flags"] == SYN).any())
+    (row,) = rows[rows["tcp_flags"] == SYN]
+    assert (row["vlan"], row["family"], row["sequence"]) == (9, 6, 7)
+    assert row["destination"].tolist() == columns(wire.near_v6)
+
+
+def test_rings_of_a_fanout_group_share_the_flows(wire: Wire) -> None:
+    group = os.getpid() & 0xFFFF
+
+    def knock() -> None:
+        for _ in range(64):
+            with socket.socket() as out:
+                out.connect_ex((wire.near_v4, 9))
+
+    def two() -> list[PacketRing]:
+        return [PacketRing("near0", fanout=group) for _ in range(2)]
+
+    rings = within(wire.near, two).result(LIMIT_S)
+    within(wire.far, knock).result(LIMIT_S)
+    counts = [len(ring.take(1000).starts) for ring in rings]
+    assert min(counts) > 0 and sum(counts) >= 128
+    for ring in rings:
+        ring.close()
 
 
 def test_on_loopback_each_packet_counts_once(wire: Wire) -> None:
@@ -225,6 +259,49 @@ def test_the_worker_ends_when_the_analyser_lets_go(wire: Wire) -> None:
     with worker(wire.near, ON_NEAR) as running:
         running.close()
         assert running.wait() == 0
+
+
+def test_the_worker_ends_when_its_parent_is_gone(wire: Wire) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    waiting, go = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        if os.fork() == 0:
+            ours.close()
+            packet_wire.enter(wire.near)
+            os._exit(run_worker(ON_NEAR, theirs))
+        os.read(waiting, 1)
+        os._exit(0)
+    theirs.close()
+    source = PacketSource(ours)
+    wait_for(lambda: source.counters()["heartbeat_ns"] > 0)
+    assert source.alive()
+    os.write(go, b".")
+    os.waitpid(parent, 0)
+    wait_for(lambda: not source.alive())
+    source.close()
+    os.close(waiting)
+    os.close(go)
+
+
+def test_an_event_loop_is_woken_by_the_source(wire: Wire) -> None:
+    async def first(running: packet_wire.Worker) -> int:
+        loop = asyncio.get_running_loop()
+        came: asyncio.Future[int] = loop.create_future()
+
+        def look() -> None:
+            if len(rows := running.source.pull()) and not came.done():
+                came.set_result(len(rows))
+
+        loop.add_reader(running.source.fileno(), look)
+        knock = loop.run_in_executor(None, transfer, wire, b"SSH-2.0-x\r\n")
+        count = await asyncio.wait_for(came, LIMIT_S)
+        await knock
+        loop.remove_reader(running.source.fileno())
+        return count
+
+    with worker(wire.near, ON_NEAR) as running:
+        assert asyncio.run(first(running)) > 0
 
 
 def test_the_worker_ends_on_sigterm(wire: Wire) -> None:
