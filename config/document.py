@@ -43,8 +43,13 @@ class Document:
 
     def error(self, key: Key, problem: str) -> str:
         """One line that names file, line, key and problem."""
-        where = f"{self.name}:{self.line(key)}"
-        return f"{where}: {'.'.join(map(str, key))}: {problem}" if key else f"{where}: {problem}"
+        named = f"{'.'.join(map(str, key))}: " if key else ""
+        return f"{self.name}:{self.line(key)}: {one_line(named + problem)}"
+
+
+def one_line(text: str) -> str:
+    """`text` with what is not printable escaped: a key may hold a newline, an error may not."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def read_document(path: Path) -> Document:
@@ -78,9 +83,11 @@ def parse_document(text: str, name: str) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
-        raise ConfigError(f"{name}:{line}: not valid YAML: {error.problem or error.context}") from None
+        raise ConfigError(
+            f"{name}:{line}: not valid YAML: {one_line(str(error.problem or error.context))}"
+        ) from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        raise ConfigError(f"{name}: not valid YAML: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{name}: not valid YAML: {one_line(str(error))}") from None
     except RecursionError:
         raise ConfigError(f"{name}: nested too deeply") from None
     finally:
@@ -127,9 +134,8 @@ def _value(loader: yaml.SafeLoader, node: yaml.Node, at: Key, lines: dict[Key, i
             key = str(key_node.value)
             here = (*at, key)
             if key in mapping:
-                raise ConfigError(
-                    f"{name}:{line}: {'.'.join(map(str, here))}: appears twice (first in line {lines[here]})"
-                )
+                twice = f"{'.'.join(map(str, here))}: appears twice (first in line {lines[here]})"
+                raise ConfigError(f"{name}:{line}: {one_line(twice)}")
             lines[here] = line
             mapping[key] = _value(loader, value_node, here, lines, name)
         return mapping
@@ -190,6 +196,17 @@ _TYPES = {
 }
 
 
+_LIMITS = {
+    "greater_than_equal": ("must be {} or more", "ge"),
+    "less_than_equal": ("must be {} or less", "le"),
+    "too_short": ("needs at least {} in its list", "min_length"),
+    "too_long": ("takes at most {} in its list", "max_length"),
+    "string_too_short": ("needs at least {} character", "min_length"),
+    "string_too_long": ("takes at most {} characters", "max_length"),
+    "string_pattern_mismatch": ("must be a name of letters, digits and . _ - @ :", "pattern"),
+}
+
+
 def _words(key: Key, error: dict[str, Any], model: type[BaseModel]) -> str:
     kind, context, value = str(error["type"]), error.get("ctx") or {}, error.get("input")
     if kind == "extra_forbidden":
@@ -217,6 +234,9 @@ def _words(key: Key, error: dict[str, Any], model: type[BaseModel]) -> str:
         return f"unknown {str(context.get('discriminator')).strip(chr(39))} {tag!r}{closest(tag, allowed)}"
     if kind == "union_tag_not_found":
         return f"{str(context.get('discriminator')).strip(chr(39))} is missing"
+    if kind in _LIMITS:
+        wanted, limit = _LIMITS[kind]
+        return f"{wanted.format(context.get(limit))}, not {_shown(value)}"
     message = str(error["msg"]).replace("Input should", "must").replace("should", "must")
     return f"{message[:1].lower()}{message[1:]}, not {_shown(value)}"
 
