@@ -236,7 +236,8 @@ def _words(key: Key, error: dict[str, Any], model: type[BaseModel]) -> str:
         return f"{str(context.get('discriminator')).strip(chr(39))} is missing"
     if kind in _LIMITS:
         wanted, limit = _LIMITS[kind]
-        return f"{wanted.format(context.get(limit))}, not {_shown(value)}"
+        bound = context.get(limit)
+        return f"{wanted.format(f'{bound:g}' if isinstance(bound, float) else bound)}, not {_shown(value)}"
     message = str(error["msg"]).replace("Input should", "must").replace("should", "must")
     return f"{message[:1].lower()}{message[1:]}, not {_shown(value)}"
 
