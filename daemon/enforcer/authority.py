@@ -69,6 +69,7 @@ class Authority:
         self._recent: deque[float] = deque()
         self._refusals: deque[float] = deque()
         self._unwritten = 0
+        self._to_cut: list[Network] = []
 
     def use(self, rails: Rails) -> None:
         """These rails hold from now on; `killswitch.follow` then brings the kernel up to them."""
@@ -140,7 +141,12 @@ class Authority:
         remains_s = state.remaining_s(former, moment) if former else 0.0
         owner = former.owner if former and analyser else caller.role
         if former and remains_s >= ttl_s and owner == former.owner:
-            return {"address": address, "ttl_s": int(remains_s), "already": True, "cut": self._cut(network)}
+            return {
+                "address": address,
+                "ttl_s": int(remains_s),
+                "already": True,
+                **self._cut(network, caller),
+            }
         if analyser and not _room(self._recent, limits.most_new_per_minute):
             return Refusal(f"more than {limits.most_new_per_minute} blocks a minute", "most_new_per_minute")
         if not former and len(state.blocks) >= limits.most_blocks:
@@ -158,7 +164,7 @@ class Authority:
             "address": address,
             "ttl_s": lasting,
             "already": former is not None,
-            "cut": self._cut(network),
+            **self._cut(network, caller),
         }
 
     def _do_unblock(self, ask: dict[str, Any], caller: Caller) -> dict[str, Any] | Refusal:
@@ -271,11 +277,18 @@ class Authority:
             else []
         )
 
-    def _cut(self, network: Network) -> int:
-        """End the connections of a blocked network; how many sockets. The packets are dropped already."""
-        cut = sockets.destroy(sockets.from_network(network))
-        conntrack.forget_network(network)
-        return cut
+    def _cut(self, network: Network, caller: Caller) -> dict[str, int]:
+        """End the connections of a blocked network, whose packets are dropped already. A person is told how many
+        sockets there were; the analyser does not wait for it (`finish`)."""
+        if caller.role == "analyser":
+            self._to_cut.append(network)
+            return {}
+        return {"cut": _end(network)}
+
+    def finish(self) -> None:
+        """What may follow after the answer was sent. Raises OSError."""
+        while self._to_cut:
+            _end(self._to_cut.pop())
 
     def _covering(self, network: Network) -> list[str]:
         moment, found = self._now(), []
@@ -302,6 +315,12 @@ class Authority:
             "incident": block.incident,
             "playbook": block.playbook,
         }
+
+
+def _end(network: Network) -> int:
+    cut = sockets.destroy(sockets.from_network(network))
+    conntrack.forget_network(network)
+    return cut
 
 
 def _network(text: str) -> Network | Refusal:

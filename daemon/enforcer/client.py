@@ -71,10 +71,7 @@ class Enforcer:
                 self._socket.settimeout(timeout)
                 self._socket.connect(self.path)
             self._socket.settimeout(timeout)
-            self._socket.send(data)
-            import json  # noqa: F401 - loaded while the enforcer works
-
-            answer = self._socket.recv(MOST_BYTES)
+            answer = self._answer(self._socket, data)
         except OSError as error:
             self.close()
             hung = isinstance(error, TimeoutError) or error.errno == 11
@@ -90,14 +87,28 @@ class Enforcer:
             )
         return answer
 
+    @staticmethod
+    def _answer(connection: _socket.socket, data: bytes) -> bytes:
+        try:
+            connection.send(data)
+        except BrokenPipeError:
+            pass  # whoever may not ask has been told so already, and the line was closed
+        import json  # noqa: F401 - loaded while the enforcer works
+
+        try:
+            return connection.recv(MOST_BYTES)
+        except ConnectionResetError:
+            return connection.recv(MOST_BYTES)
+
     def block(
         self, address: str, *, ttl_s: int | None = None, reason: str, incident: str = "", playbook: str = ""
     ) -> dict[str, Any]:
         """Drop everything from and to `address` (an address or a network) for `ttl_s` seconds.
 
-        The answer has `address` as it is in force, `ttl_s` that remain, `already`, `cut` (connections ended).
+        The answer has `address` as it is in force, `ttl_s` that remain, `already`, and for an operator `cut` (sockets
+        ended; for the analyser that follows after the answer).
         """
-        message: dict[str, object] = {"request": "block", "address": address, "reason": reason}
+        message: dict[str, object] = {"request": "block", "address": address, "reason": _plain(reason)}
         if ttl_s is not None:
             message["ttl_s"] = ttl_s
         if incident:
@@ -107,7 +118,7 @@ class Enforcer:
         return self.call(message)
 
     def unblock(self, address: str, reason: str) -> dict[str, Any]:
-        return self.call({"request": "unblock", "address": address, "reason": reason})
+        return self.call({"request": "unblock", "address": address, "reason": _plain(reason)})
 
     def blocks(self) -> Iterator[dict[str, Any]]:
         """Every block in force, oldest first; what changes meanwhile may be missing or appear twice."""
@@ -123,13 +134,19 @@ class Enforcer:
 
     def kill(self, endpoints: list[str], reason: str, timeout: float = 10.0) -> dict[str, Any]:
         """Cut the named endpoints off, or all for an empty list; the answer is the receipt."""
-        return self.call({"request": "kill", "endpoints": endpoints, "reason": reason}, timeout)
+        return self.call({"request": "kill", "endpoints": endpoints, "reason": _plain(reason)}, timeout)
 
     def release(self, endpoints: list[str], reason: str) -> dict[str, Any]:
-        return self.call({"request": "release", "endpoints": endpoints, "reason": reason})
+        return self.call({"request": "release", "endpoints": endpoints, "reason": _plain(reason)})
 
     def status(self) -> dict[str, Any]:
         return self.call({"request": "status"})
+
+
+def _plain(reason: str) -> str:
+    """A reason may quote what an attacker wrote; the enforcer takes no control characters."""
+    kept = reason[:500]
+    return kept if kept.isprintable() else "".join(c if c.isprintable() else "?" for c in kept)
 
 
 def judged(data: bytes) -> dict[str, Any]:

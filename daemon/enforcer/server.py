@@ -16,6 +16,7 @@ import socket
 import struct
 import sys
 import time
+import traceback
 from typing import NamedTuple
 
 from ..errors import GatewatchError
@@ -151,8 +152,12 @@ class Server:
             answer = self._authority.handle(parse(data), caller)
         except MalformedError as error:
             answer = {"ok": False, "refused": str(error), "rail": "protocol"}
+        except Exception as error:  # a fault of ours must not take the kill switch from everyone else
+            traceback.print_exc()
+            answer = {"ok": False, "error": f"internal error: {error}", "remedy": "see the enforcer's log"}
         if not _send(client, answer):
             self._drop(descriptor)
+        self._attempt(self._authority.finish)
 
     def _caller(self, client: socket.socket) -> Caller | None:
         pid, uid, gid = struct.unpack("=iII", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
