@@ -160,7 +160,9 @@ class NginxParser:
             batch.client[row] = found[1:]
 
     def _client(self, chain: str) -> tuple[int, int, int]:
-        for hop in chain.rsplit(",", MOST_HOPS)[:0:-1] if chain.count(",") >= MOST_HOPS else chain.split(",")[::-1]:
+        for hop in (
+            chain.rsplit(",", MOST_HOPS)[:0:-1] if chain.count(",") >= MOST_HOPS else chain.split(",")[::-1]
+        ):
             found = _hop(hop)
             if not found[0]:
                 break
@@ -180,7 +182,8 @@ def _network(text: str) -> tuple[int, np.uint64, np.uint64, np.uint64, np.uint64
         network: IPv4Network | IPv6Network = ip_network(text, strict=False)
     except ValueError as error:
         raise UsageError(
-            f"trusted proxy {text!r} is no network", remedy="write it as an address or a CIDR, such as 10.0.0.0/8"
+            f"trusted proxy {text!r} is no network",
+            remedy="write it as an address or a CIDR, such as 10.0.0.0/8",
         ) from error
     number, mask = int(network.network_address), int(network.netmask)
     if network.version == 4:

@@ -54,103 +54,105 @@ QUIET_MODULES = frozenset(
 PREAUTH = 16
 """Added to an outcome: it holds for messages that end in ` [preauth]`; others say nothing of a login."""
 
-O = Outcome
+# Messages that say nothing of a login, or nothing that another line does not say as well.
+SSHD_QUIET = (
+    "Access denied for user |Account |Allocated |Attempt to write login records |Authentication |"
+    "Authorized to |Bad |Certificate |Change of username |Changed root directory |Close session: |"
+    "Closing connection to |Connection |Corrupted |Could not |Deprecated |Exiting on signal |"
+    "Found matching |Generating |Login restricted |Local disconnected: |"
+    "Missing privilege separation |Nasty |Password expired |Privilege separation |RSA |"
+    "Read error from |Received SIGHUP|Received signal |Received request |Received window |SELinux: |"
+    "Server listening on |Starting session: |Timeout, client not responding|Transferred: |"
+    "Unsupported |Write failed: |beginning MaxStartups |cert: |debug1: |debug2: |debug3: |"
+    "dispatch_protocol_error: |dispatch_|drop connection from |exited MaxStartups |failed to |"
+    "fatal: |fingerprint |getpeername |internal-sftp|lastlog_|mm_|monitor_|no matching |"
+    "open failed |packet_|penalising |penalty: |probed from |rexec |rekeyed |scanned from |"
+    "session |srclimit_|ssh_|subsystem request |syslogin_|trusted user CA |userauth_|"
+    "using hostname |warning: |no hostkey|Postmortem |channel |pam_|sshd: "
+)
+PAM_QUIET = (
+    "check pass; user |auth could not identify password for |conversation failed|service(|"
+    "received for user |account |expired password for user |password changed for |"
+    "unrecognized option |bad username |username |could not |couldn't |new password |"
+    "password for user |Consecutive login failures for user |user |User |(null): |unable to |"
+    "cannot |error |Accepted |Refused user |access denied for user |Access |request |getting |"
+    "granting |Invalid verification code|Failed to |failed to |pam_|unknown option|"
+    "permission denied|root login denied|authentication success; |temporarily locked|auth: "
+)
+
+
+def _quiet(program: int, prefixes: str) -> list[tuple[int, bytes, str, int]]:
+    return [(program, prefix.encode(), "nothing", Outcome.OTHER) for prefix in prefixes.split("|")]
+
+
 SHAPES: tuple[tuple[int, bytes, str, int], ...] = (
-    (SSHD, b"Failed ", "attempt", O.FAILURE),
-    (SSHD, b"Accepted ", "attempt", O.SUCCESS),
-    (SSHD, b"Accepted key ", "nothing", O.OTHER),
-    (SSHD, b"Accepted certificate ", "nothing", O.OTHER),
-    (SSHD, b"Postponed ", "attempt", O.OTHER),
-    (SSHD, b"Partial ", "attempt", O.OTHER),
-    (SSHD, b"Invalid user ", "user_from", O.INVALID_USER),
-    (SSHD, b"Illegal user ", "user_from", O.INVALID_USER),
-    (SSHD, b"input_userauth_request: invalid user ", "user", O.OTHER),
-    (SSHD, b"input_userauth_request: illegal user ", "user", O.OTHER),
-    (SSHD, b"maximum authentication attempts exceeded for ", "user_from", O.DISCONNECT),
-    (SSHD, b"PAM: Authentication failure for ", "user_from", O.PAM_FAILURE),
-    (SSHD, b"PAM: User not known to the underlying authentication module for ", "user_from", O.PAM_FAILURE),
-    (SSHD, b"PAM: User account has expired for ", "user_from", O.OTHER),
-    (SSHD, b"PAM: Module is unknown for ", "user_from", O.OTHER),
-    (SSHD, b"PAM: Have exhausted maximum number of retries for service", "nothing", O.OTHER),
-    (SSHD, b"PAM: Permission denied for ", "user_from", O.PAM_FAILURE),
-    (SSHD, b"PAM service(", "nothing", O.OTHER),
-    *((SSHD, b"PAM %d" % digit, "more", O.PAM_FAILURE) for digit in range(1, 10)),
-    (SSHD, b"Connection closed by ", "user_address", O.DISCONNECT),
-    (SSHD, b"Connection reset by ", "user_address", O.DISCONNECT),
-    (SSHD, b"Disconnected from ", "user_address", O.DISCONNECT + PREAUTH),
-    (SSHD, b"Received disconnect from ", "address", O.DISCONNECT + PREAUTH),
-    (SSHD, b"Disconnecting", "disconnecting", O.DISCONNECT),
-    (SSHD, b"Did not receive identification string", "last_address", O.DISCONNECT),
-    (SSHD, b"Bad protocol version identification ", "last_address", O.DISCONNECT),
-    (SSHD, b"banner exchange: Connection from ", "address", O.DISCONNECT),
-    (SSHD, b"kex_exchange_identification: ", "nothing", O.OTHER),
-    (SSHD, b"kex_protocol_error: ", "nothing", O.OTHER),
-    (SSHD, b"ssh_dispatch_run_fatal: Connection from ", "nothing", O.DISCONNECT),
-    (SSHD, b"Unable to negotiate with ", "address", O.DISCONNECT),
-    (SSHD, b"Protocol major versions differ for ", "address", O.DISCONNECT),
-    (SSHD, b"Timeout before authentication for connection from ", "address", O.DISCONNECT),
-    (SSHD, b"Timeout before authentication for ", "address", O.DISCONNECT),
-    (SSHD, b"Timeout before authentication", "nothing", O.DISCONNECT),
-    (SSHD, b"drop connection #", "drop", O.DISCONNECT),
-    (SSHD, b"reverse mapping checking getaddrinfo for ", "bracket", O.OTHER),
-    (SSHD, b"reverse mapping checking getnameinfo for ", "bracket", O.OTHER),
-    (SSHD, b"Address ", "address", O.OTHER),
-    (SSHD, b"Nasty PTR record ", "nothing", O.OTHER),
-    (SSHD, b"User ", "not_allowed", O.INVALID_USER),
-    (SSHD, b"User child is on pid ", "nothing", O.OTHER),
-    (SSHD, b"ROOT LOGIN REFUSED FROM ", "address", O.PAM_FAILURE),
-    (SSHD, b"refused connect from ", "address", O.DISCONNECT),
-    (SSHD, b"Connection from ", "address", O.OTHER),
-    *(
-        (SSHD, prefix, "nothing", O.OTHER)
-        for prefix in (
-            b"Access denied for user ", b"Account ", b"Allocated ", b"Attempt to write login records ", b"Authentication ",
-            b"Authorized to ", b"Bad ", b"Certificate ", b"Change of username ", b"Changed root directory ",
-            b"Close session: ", b"Closing connection to ", b"Connection ", b"Corrupted ", b"Could not ", b"Deprecated ",
-            b"Exiting on signal ", b"Found matching ", b"Generating ", b"Login restricted ", b"Local disconnected: ",
-            b"Missing privilege separation ", b"Nasty ", b"Password expired ", b"Privilege separation ",
-            b"RSA ", b"Read error from ", b"Received SIGHUP", b"Received signal ", b"Received request ", b"Received window ",
-            b"SELinux: ", b"Server listening on ", b"Starting session: ", b"Timeout, client not responding", b"Transferred: ",
-            b"Unsupported ", b"Write failed: ", b"beginning MaxStartups ", b"cert: ", b"debug1: ", b"debug2: ", b"debug3: ",
-            b"dispatch_protocol_error: ", b"dispatch_", b"drop connection from ", b"exited MaxStartups ", b"failed to ",
-            b"fatal: ", b"fingerprint ", b"getpeername ", b"internal-sftp", b"lastlog_", b"mm_", b"monitor_", b"no matching ",
-            b"open failed ", b"packet_", b"penalising ", b"penalty: ", b"probed from ", b"rexec ", b"rekeyed ", b"scanned from ",
-            b"session ", b"srclimit_", b"ssh_", b"subsystem request ", b"syslogin_", b"trusted user CA ", b"userauth_",
-            b"using hostname ", b"warning: ", b"no hostkey", b"Postmortem ", b"channel ", b"pam_", b"sshd: ",
-        )
-    ),
-    (PAM, b"authentication failure; ", "pam", O.PAM_FAILURE),
-    *((PAM, b"%d" % digit, "more", O.PAM_FAILURE) for digit in range(1, 10)),
-    (PAM, b"session opened for user ", "session", O.SESSION_OPENED),
-    (PAM, b"session closed for user ", "session", O.SESSION_CLOSED),
-    *(
-        (PAM, prefix, "nothing", O.OTHER)
-        for prefix in (
-            b"check pass; user ", b"auth could not identify password for ", b"conversation failed", b"service(",
-            b"received for user ", b"account ", b"expired password for user ", b"password changed for ", b"unrecognized option ",
-            b"bad username ", b"username ", b"could not ", b"couldn't ", b"new password ", b"password for user ",
-            b"Consecutive login failures for user ", b"user ", b"User ", b"(null): ", b"unable to ", b"cannot ", b"error ",
-            b"Accepted ", b"Refused user ", b"access denied for user ", b"Access ", b"request ", b"getting ", b"granting ",
-            b"Invalid verification code", b"Failed to ", b"failed to ", b"pam_", b"unknown option", b"permission denied",
-            b"root login denied", b"authentication success; ", b"temporarily locked", b"auth: ",
-        )
-    ),
-    (SUDO, b"", "sudo", O.OTHER),
-    (SU, b"FAILED SU (to ", "su_to", O.FAILURE),
-    (SU, b"(to ", "su_to", O.SUCCESS),
-    (SU, b"FAILED su for ", "su_for", O.FAILURE),
-    (SU, b"Successful su for ", "su_for", O.SUCCESS),
-    *((SU, prefix, "nothing", O.OTHER) for prefix in (b"+ ", b"- ", b"pam_", b"No passwd entry ", b"BAD SU ", b"BAD su ")),
-    (LOGIN, b"FAILED LOGIN", "login_for", O.FAILURE),
-    (LOGIN, b"ROOT LOGIN", "root_login", O.SUCCESS),
-    (LOGIN, b"LOGIN ON ", "login_by", O.SUCCESS),
-    (LOGIN, b"DIALUP AT ", "login_by", O.SUCCESS),
-    (FTPD, b"connection from ", "address", O.OTHER),
-    (FTPD, b"ANONYMOUS FTP LOGIN FROM ", "address", O.OTHER),
-    (FTPD, b"[", "client", O.FAILURE),
-    (LOGIND, b"New session ", "logind", O.SESSION_OPENED),
-    (LOGIND, b"Removed session ", "nothing", O.SESSION_CLOSED),
-    (KLOGIND, b"Authentication failed from ", "address", O.FAILURE),
+    (SSHD, b"Failed ", "attempt", Outcome.FAILURE),
+    (SSHD, b"Accepted ", "attempt", Outcome.SUCCESS),
+    (SSHD, b"Accepted key ", "nothing", Outcome.OTHER),
+    (SSHD, b"Accepted certificate ", "nothing", Outcome.OTHER),
+    (SSHD, b"Postponed ", "attempt", Outcome.OTHER),
+    (SSHD, b"Partial ", "attempt", Outcome.OTHER),
+    (SSHD, b"Invalid user ", "user_from", Outcome.INVALID_USER),
+    (SSHD, b"Illegal user ", "user_from", Outcome.INVALID_USER),
+    (SSHD, b"input_userauth_request: invalid user ", "user", Outcome.OTHER),
+    (SSHD, b"input_userauth_request: illegal user ", "user", Outcome.OTHER),
+    (SSHD, b"maximum authentication attempts exceeded for ", "user_from", Outcome.DISCONNECT),
+    (SSHD, b"PAM: Authentication failure for ", "user_from", Outcome.PAM_FAILURE),
+    (SSHD, b"PAM: User not known to the underlying authentication module for ", "user_from", Outcome.PAM_FAILURE),
+    (SSHD, b"PAM: User account has expired for ", "user_from", Outcome.OTHER),
+    (SSHD, b"PAM: Module is unknown for ", "user_from", Outcome.OTHER),
+    (SSHD, b"PAM: Have exhausted maximum number of retries for service", "nothing", Outcome.OTHER),
+    (SSHD, b"PAM: Permission denied for ", "user_from", Outcome.PAM_FAILURE),
+    (SSHD, b"PAM service(", "nothing", Outcome.OTHER),
+    *((SSHD, b"PAM %d" % digit, "more", Outcome.PAM_FAILURE) for digit in range(1, 10)),
+    (SSHD, b"Connection closed by ", "user_address", Outcome.DISCONNECT),
+    (SSHD, b"Connection reset by ", "user_address", Outcome.DISCONNECT),
+    (SSHD, b"Disconnected from ", "user_address", Outcome.DISCONNECT + PREAUTH),
+    (SSHD, b"Received disconnect from ", "address", Outcome.DISCONNECT + PREAUTH),
+    (SSHD, b"Disconnecting", "disconnecting", Outcome.DISCONNECT),
+    (SSHD, b"Did not receive identification string", "last_address", Outcome.DISCONNECT),
+    (SSHD, b"Bad protocol version identification ", "last_address", Outcome.DISCONNECT),
+    (SSHD, b"banner exchange: Connection from ", "address", Outcome.DISCONNECT),
+    (SSHD, b"kex_exchange_identification: ", "nothing", Outcome.OTHER),
+    (SSHD, b"kex_protocol_error: ", "nothing", Outcome.OTHER),
+    (SSHD, b"ssh_dispatch_run_fatal: Connection from ", "address", Outcome.DISCONNECT),
+    (SSHD, b"Unable to negotiate with ", "address", Outcome.DISCONNECT),
+    (SSHD, b"Protocol major versions differ for ", "address", Outcome.DISCONNECT),
+    (SSHD, b"Timeout before authentication for connection from ", "address", Outcome.DISCONNECT),
+    (SSHD, b"Timeout before authentication for ", "address", Outcome.DISCONNECT),
+    (SSHD, b"Timeout before authentication", "nothing", Outcome.DISCONNECT),
+    (SSHD, b"drop connection #", "drop", Outcome.DISCONNECT),
+    (SSHD, b"reverse mapping checking getaddrinfo for ", "bracket", Outcome.OTHER),
+    (SSHD, b"reverse mapping checking getnameinfo for ", "bracket", Outcome.OTHER),
+    (SSHD, b"Address ", "address", Outcome.OTHER),
+    (SSHD, b"Nasty PTR record ", "nothing", Outcome.OTHER),
+    (SSHD, b"User ", "not_allowed", Outcome.INVALID_USER),
+    (SSHD, b"User child is on pid ", "nothing", Outcome.OTHER),
+    (SSHD, b"ROOT LOGIN REFUSED FROM ", "address", Outcome.PAM_FAILURE),
+    (SSHD, b"refused connect from ", "address", Outcome.DISCONNECT),
+    (SSHD, b"Connection from ", "address", Outcome.OTHER),
+    *_quiet(SSHD, SSHD_QUIET),
+    (PAM, b"authentication failure; ", "pam", Outcome.PAM_FAILURE),
+    *((PAM, b"%d" % digit, "more", Outcome.PAM_FAILURE) for digit in range(1, 10)),
+    (PAM, b"session opened for user ", "session", Outcome.SESSION_OPENED),
+    (PAM, b"session closed for user ", "session", Outcome.SESSION_CLOSED),
+    *_quiet(PAM, PAM_QUIET),
+    (SUDO, b"", "sudo", Outcome.OTHER),
+    (SU, b"FAILED SU (to ", "su_to", Outcome.FAILURE),
+    (SU, b"(to ", "su_to", Outcome.SUCCESS),
+    (SU, b"FAILED su for ", "su_for", Outcome.FAILURE),
+    (SU, b"Successful su for ", "su_for", Outcome.SUCCESS),
+    *_quiet(SU, "+ |- |pam_|No passwd entry |BAD SU |BAD su "),
+    (LOGIN, b"FAILED LOGIN", "login_for", Outcome.FAILURE),
+    (LOGIN, b"ROOT LOGIN", "root_login", Outcome.SUCCESS),
+    (LOGIN, b"LOGIN ON ", "login_by", Outcome.SUCCESS),
+    (LOGIN, b"DIALUP AT ", "login_by", Outcome.SUCCESS),
+    (FTPD, b"connection from ", "address", Outcome.OTHER),
+    (FTPD, b"ANONYMOUS FTP LOGIN FROM ", "address", Outcome.OTHER),
+    (FTPD, b"[", "client", Outcome.FAILURE),
+    (LOGIND, b"New session ", "logind", Outcome.SESSION_OPENED),
+    (LOGIND, b"Removed session ", "nothing", Outcome.SESSION_CLOSED),
+    (KLOGIND, b"Authentication failed from ", "address", Outcome.FAILURE),
 )  # fmt: skip
 
 
