@@ -70,7 +70,7 @@ def build_detection(config: Config, local: list[str], hash_key: bytes) -> Detect
     )
     try:
         return Detection(settings, hash_key)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise ConfigError(f"detectors: {error}", remedy="see docs/detection.md for the options") from error
 
 

@@ -257,16 +257,14 @@ class Correlator:
         """Joins findings to incidents; each changed incident comes once, in the order of its first change."""
         changed: dict[str, tuple[Incident, bool]] = {}
         for finding in findings:
-            incident, new = self._incident_for(finding)
-            incident.findings[finding.id] = finding
-            self._bound(incident)
-            self._by_finding[finding.id] = incident.id
-            for key in join_keys(finding):
-                if len(incident.keys) < MOST_JOINED_KEYS:
-                    incident.keys.add(key)
-                    self._by_key[key] = incident.id
-            incident.criticality = max(incident.criticality, self._criticality_of(finding.targets))
             self._latest_ns = max(self._latest_ns, finding.end_ns)
+            known = self._open.get(self._by_finding.get(finding.id, ""))
+            if known is not None and finding.id in known.findings:
+                known.findings[finding.id] = finding
+                changed.setdefault(known.id, (known, False))
+                continue
+            incident, new = (known, False) if known is not None else self._incident_for(finding)
+            self._join(incident, finding)
             changed[incident.id] = (incident, new or changed.get(incident.id, (None, False))[1])
         return [self._tell(incident, new) for incident, new in changed.values()]
 
@@ -286,9 +284,6 @@ class Correlator:
         return quiet
 
     def _incident_for(self, finding: Finding) -> tuple[Incident, bool]:
-        known = self._by_finding.get(finding.id)
-        if known is not None:
-            return self._open[known], False
         for key in join_keys(finding):
             incident = self._open.get(self._by_key.get(key, ""))
             if incident is not None and finding.time_ns - incident.raised_ns <= self._gap_ns:
@@ -297,19 +292,24 @@ class Correlator:
         self._open[incident.id] = incident
         return incident, True
 
+    def _join(self, incident: Incident, finding: Finding) -> None:
+        incident.findings[finding.id] = finding
+        self._by_finding[finding.id] = incident.id
+        if len(incident.findings) > MOST_FINDINGS:
+            weakest = min(incident.findings.values(), key=lambda f: (f.severity, f.end_ns, f.id))
+            del incident.findings[weakest.id]
+        for key in join_keys(finding):
+            if len(incident.keys) < MOST_JOINED_KEYS:
+                incident.keys.add(key)
+                self._by_key[key] = incident.id
+        incident.criticality = max(incident.criticality, self._criticality_of(finding.targets))
+
     def _adopt(self, incident: Incident) -> None:
         self._open[incident.id] = incident
         for finding in incident.findings:
             self._by_finding[finding] = incident.id
         for key in incident.keys:
             self._by_key[key] = incident.id
-
-    def _bound(self, incident: Incident) -> None:
-        if len(incident.findings) <= MOST_FINDINGS:
-            return
-        weakest = min(incident.findings.values(), key=lambda f: (f.severity, f.end_ns, f.id))
-        del incident.findings[weakest.id]
-        self._by_finding[weakest.id] = incident.id
 
     def _tell(self, incident: Incident, new: bool) -> Change:
         """A new revision for a new incident, kind, priority or finding, and each time the evidence has doubled."""

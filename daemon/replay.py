@@ -49,7 +49,7 @@ class Replay:
         format: str | None = None,
         year: int | None = None,
         local: Sequence[str] = (),
-        chunk_bytes: int = 1 << 20,
+        chunk_bytes: int = 1 << 22,
         chunk_packets: int = 1 << 16,
     ) -> None:
         own = config.network.local
