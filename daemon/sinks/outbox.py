@@ -1,0 +1,247 @@
+"""The analyser's end of the line to the shipper: committed documents go out, acknowledgements come back.
+
+JSON objects, one a line, over a Unix stream socket. The shipper begins with `{"hello":"shipper","sinks":[names]}`;
+then `{"sink":name,"id":n,"key":text,"document":{}}` goes to it, at most WINDOW rows a sink unacknowledged, and from
+it come `{"ack":n,"sink":name}` (all of the sink's rows up to n are with the receiver), `{"dead":n,"sink":name,
+"reason":text}` (and n never will be) and `{"error":text,"sink":name,"id":n}`. It must never serve another user, nor
+let a fault of the shipper reach the analyser.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sqlite3
+import struct
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from ..errors import StoreError
+from .contract import LARGEST_DOCUMENT, WINDOW
+
+_LARGEST_LINE = 1 << 20  # bytes that the shipper may send as one message
+_HELLO_S = 10.0
+_MOST_SINKS = 64
+
+
+class OutboxRow(Protocol):
+    @property
+    def id(self) -> int: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def document(self) -> bytes: ...
+
+
+class OutboxStore(Protocol):
+    def pending(self, sink: str, limit: int) -> Sequence[OutboxRow]:
+        """The oldest rows that the sink has not acknowledged, in the order of their ids."""
+        ...
+
+    def acknowledge(self, sink: str, outbox_id: int, /) -> None:
+        """The sink has every row up to this one."""
+        ...
+
+    def dead(self, sink: str, outbox_id: int, reason: str, /) -> None:
+        """The sink will never take this row; it has every row before it."""
+        ...
+
+
+class _Hello(msgspec.Struct):
+    hello: str
+    sinks: list[str]
+
+
+class _Message(msgspec.Struct):
+    sink: str
+    ack: int | None = None
+    dead: int | None = None
+    reason: str = ""
+    error: str | None = None
+    id: int | None = None
+
+
+class _Outgoing(msgspec.Struct):
+    sink: str
+    id: int
+    key: str
+    document: msgspec.Raw
+
+
+class _ProtocolError(Exception):
+    pass
+
+
+class OutboxServer:
+    """Serves one shipper at a time; a later one takes the place of an earlier.
+
+    `shipper_uid` is the only user, beside root, that may connect; None stands for the own. `problems` names the sinks
+    that fail now, and why.
+    """
+
+    def __init__(
+        self,
+        store: OutboxStore,
+        shipper_uid: int | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.problems: dict[str, str] = {}
+        self._store = store
+        self._allowed = {0, os.geteuid() if shipper_uid is None else shipper_uid}
+        self._say = say
+        self._committed: asyncio.Event | None = None
+        self._connection: asyncio.Task[None] | None = None
+
+    def notify(self) -> None:
+        """Rows were committed. Cheap; called from the event loop that serves."""
+        if self._committed is not None:
+            self._committed.set()
+
+    async def serve(self, listening: socket.socket) -> None:
+        """Accepts on a listening Unix stream socket, which stays the caller's; ends by cancellation."""
+        loop = asyncio.get_running_loop()
+        listening.setblocking(False)
+        try:
+            while True:
+                try:
+                    peer, _ = await loop.sock_accept(listening)
+                except OSError as error:
+                    self._say(f"outbox: cannot accept ({error.strerror})")
+                    await asyncio.sleep(0.5)
+                    continue
+                if _uid(peer) not in self._allowed:
+                    self._say(f"outbox: refused user {_uid(peer)}")
+                    peer.close()
+                    continue
+                await self._drop()
+                self._connection = asyncio.create_task(self._serve_one(peer))
+        finally:
+            await self._drop()
+
+    async def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.cancel()
+            await asyncio.gather(self._connection, return_exceptions=True)
+            self._connection = None
+
+    async def _serve_one(self, peer: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=peer, limit=_LARGEST_LINE)
+        try:
+            async with asyncio.timeout(_HELLO_S):
+                hello = msgspec.json.decode(await reader.readuntil(b"\n"), type=_Hello)
+            if hello.hello != "shipper" or len(hello.sinks) > _MOST_SINKS:
+                raise _ProtocolError("did not say hello as a shipper does")
+            await _Connection(self, self._store, hello.sinks, reader, writer).run()
+        except (asyncio.IncompleteReadError, ConnectionError, TimeoutError):
+            pass  # It is gone, and will come again.
+        except (asyncio.LimitOverrunError, msgspec.MsgspecError, _ProtocolError) as error:
+            self._say(f"outbox: the shipper is sent away: {error}")
+        except (StoreError, sqlite3.Error) as error:
+            self._say(f"outbox: {error}")
+        except Exception as error:  # what goes wrong here must not reach detection
+            self._say(f"outbox: {type(error).__name__}: {error}")
+        finally:
+            writer.close()
+
+    def _waker(self) -> asyncio.Event:
+        self._committed = asyncio.Event()
+        return self._committed
+
+    def _problem(self, sink: str, text: str) -> None:
+        if self.problems.get(sink) != text:
+            self.problems[sink] = text
+            self._say(f"sink {sink}: {text}")
+
+    def _well(self, sink: str) -> None:
+        if self.problems.pop(sink, None) is not None:
+            self._say(f"sink {sink}: works again")
+
+
+class _Connection:
+    """One shipper's session: what was sent to each sink and not acknowledged."""
+
+    def __init__(
+        self,
+        server: OutboxServer,
+        store: OutboxStore,
+        sinks: Sequence[str],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> None:
+        self._server = server
+        self._store = store
+        self._sinks = list(dict.fromkeys(sinks))
+        self._reader = reader
+        self._writer = writer
+        self._wake = server._waker()
+        self._flying: dict[str, list[int]] = {sink: [] for sink in self._sinks}
+        self._sent = dict.fromkeys(self._sinks, 0)
+
+    async def run(self) -> None:
+        tasks = [asyncio.ensure_future(self._send()), asyncio.ensure_future(self._receive())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    async def _send(self) -> None:
+        while True:
+            self._wake.clear()
+            for sink in self._sinks:
+                if len(self._flying[sink]) <= WINDOW // 2:
+                    await self._send_to(sink)
+            await self._wake.wait()
+
+    async def _send_to(self, sink: str) -> None:
+        rows = [row for row in self._store.pending(sink, WINDOW) if row.id > self._sent[sink]]
+        for row in rows:
+            if len(row.document) > LARGEST_DOCUMENT:
+                # Only once all before it are acknowledged, since it moves the sink's place as an acknowledgement does.
+                if self._flying[sink]:
+                    break
+                self._store.dead(sink, row.id, f"larger than {LARGEST_DOCUMENT} bytes")
+                self._sent[sink] = row.id
+                self._wake.set()
+                continue
+            outgoing = _Outgoing(sink, row.id, row.key, msgspec.Raw(row.document))
+            self._writer.write(msgspec.json.encode(outgoing).replace(b"\n", b" ") + b"\n")
+            self._flying[sink].append(row.id)
+            self._sent[sink] = row.id
+            await self._writer.drain()
+
+    async def _receive(self) -> None:
+        decoder = msgspec.json.Decoder(_Message)
+        while True:
+            message = decoder.decode(await self._reader.readuntil(b"\n"))
+            flying = self._flying.get(message.sink)
+            if flying is None:
+                raise _ProtocolError("a message about a sink that it did not name")
+            if message.error is not None:
+                self._server._problem(message.sink, message.error[:1000])
+                continue
+            done = message.ack if message.ack is not None else message.dead
+            if done is None or done not in flying:
+                raise _ProtocolError(f"a message about row {done}, which it was not sent")
+            if message.dead is not None:
+                if flying[0] != done:
+                    raise _ProtocolError(f"row {done} is dead while rows before it are not acknowledged")
+                self._store.dead(message.sink, done, message.reason[:1000])
+            else:
+                self._store.acknowledge(message.sink, done)
+                self._server._well(message.sink)
+            del flying[: flying.index(done) + 1]
+            self._wake.set()
+
+
+def _uid(peer: socket.socket) -> int:
+    """The user at the other end, by SO_PEERCRED (unix(7))."""
+    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    return int(struct.unpack("3i", credentials)[1])
