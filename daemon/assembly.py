@@ -55,16 +55,18 @@ def allow_rules(options: list[AllowOption] | None) -> list[AllowRule] | None:
 
 
 def detector_options(config: Config) -> dict[str, Mapping[str, Any]]:
-    """Constructor options by detector; `enabled` is among them where it was given."""
-    return {str(name): {"enabled": o.enabled, **o.options()} for name, o in config.detectors.items()}
+    """Constructor options by detector."""
+    return {str(name): option.options() for name, option in config.detectors.items() if name != "allowlist"}
 
 
 def build_detection(config: Config, local: list[str], hash_key: bytes) -> Detection:
     """All detectors with the configured thresholds. Raises ConfigError naming an unknown option."""
+    checked = config.detector("allowlist").enabled
     settings = DetectionSettings(
         detectors=detector_options(config),
-        ingress=allow_rules(config.allowlist.ingress),
-        egress=allow_rules(config.allowlist.egress),
+        disabled=frozenset(str(name) for name, option in config.detectors.items() if not option.enabled),
+        ingress=allow_rules(config.allowlist.ingress) if checked else None,
+        egress=allow_rules(config.allowlist.egress) if checked else None,
         local=local,
         future_skew_s=config.detection.future_skew_s,
     )

@@ -29,6 +29,7 @@ class DetectionSettings:
     """What detection needs to know of the configuration."""
 
     detectors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    disabled: frozenset[str] = frozenset()  # detectors whose findings are dropped
     ingress: Sequence[AllowRule] | None = None
     egress: Sequence[AllowRule] | None = None
     local: Sequence[str] = ()
@@ -70,7 +71,7 @@ class Detection:
             if batch.time_ns.max() > latest:
                 batch = replace(batch, time_ns=np.minimum(batch.time_ns, latest))
         self.auth_events += len(batch)
-        return self._login.update(batch)
+        return self._enabled(self._login.update(batch))
 
     def packets(self, packets: Any) -> list[Finding]:
         """Findings from decoded packets (`decode.PACKET` rows)."""
@@ -86,7 +87,11 @@ class Detection:
             return []
         self.flows_seen += len(batch)
         self._remember_handshakes(batch)
-        return self._network.update(batch)
+        return self._enabled(self._network.update(batch))
+
+    def _enabled(self, findings: list[Finding]) -> list[Finding]:
+        off = self._settings.disabled
+        return [f for f in findings if f.detector not in off] if off else findings
 
     def corroborated(self, source: str, now_ns: int) -> bool:
         """Whether a packet collector saw this source complete a handshake with us lately."""

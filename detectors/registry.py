@@ -75,18 +75,18 @@ class LoginDetection:
 
 
 class NetworkDetection:
-    """All network detectors. An allow-list without rules is off."""
+    """All network detectors. An allow-list that is None is off; one without rules allows nothing."""
 
     def __init__(
         self,
         options: Options,
-        ingress_rules: Sequence[AllowRule],
-        egress_rules: Sequence[AllowRule],
+        ingress_rules: Sequence[AllowRule] | None,
+        egress_rules: Sequence[AllowRule] | None,
         hash_key: bytes,
     ) -> None:
         self._detectors = _make(FLOW_DETECTORS, options, hash_key=hash_key)
         for direction, rules in ((Direction.INGRESS, ingress_rules), (Direction.EGRESS, egress_rules)):
-            if rules:
+            if rules is not None:
                 detector = AllowList(direction, rules, hash_key)
                 self._detectors[detector.name] = detector
 
@@ -124,8 +124,8 @@ def login_detectors(options: Options, hash_key: bytes) -> LoginDetection:
 
 def network_detectors(
     options: Options,
-    ingress_rules: Sequence[AllowRule],
-    egress_rules: Sequence[AllowRule],
+    ingress_rules: Sequence[AllowRule] | None,
+    egress_rules: Sequence[AllowRule] | None,
     hash_key: bytes,
 ) -> NetworkDetection:
     """`options`: for each name in FLOW_DETECTORS its constructor's options. Raises ValueError naming the key."""
