@@ -1,0 +1,128 @@
+"""`gatewatch explain` and `blocks` against a real enforcer and a real store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from enforcer_rig import Rig
+from gatewatch.daemon.cli import main
+from gatewatch.daemon.cli.explain import as_text, concerns, network_in
+from gatewatch.daemon.store import Store
+from lab.lab import HOSTS, Lab, unmet
+
+INCIDENT = {
+    "id": "0123456789abcdef",
+    "kind": "brute_force",
+    "priority": "high",
+    "start": "2026-11-24T08:00:00Z",
+    "end": "2026-11-24T08:01:00Z",
+    "title": "Password guessing from 198.51.100.7",
+    "sources": ["198.51.100.7", "2001:db8:9::/64"],
+    "users": ["root"],
+    "targets": ["sshd"],
+    "blockable": ["198.51.100.7"],
+    "findings": [],
+}
+
+
+def store_with_incident(state: Path) -> None:
+    (state / "analyser").mkdir(parents=True, exist_ok=True)
+    store = Store.open(state / "analyser" / "gatewatch.db")
+    with store.transaction():
+        store.save_incident(INCIDENT, {}, 1, 2, 3)
+        action = {
+            "id": "1", "incident": INCIDENT["id"], "playbook": "login-burst", "action": "block_source",
+            "target": "198.51.100.7", "state": "would", "why": "observe mode", "reason": "guessing",
+            "time_ns": 10**18, "ttl_s": 3600,
+        }  # fmt: skip
+        store.save_action(action)
+    store.close()
+
+
+def explained(subject: str, state: Path, capsys) -> dict[str, Any]:
+    capsys.readouterr()
+    main(["explain", subject, "--state", str(state), "--json"])
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_what_an_address_did_is_shown_though_no_enforcer_answers(tmp_path: Path, capsys) -> None:
+    store_with_incident(tmp_path)
+    found = explained("198.51.100.7", tmp_path, capsys)
+    assert [i["id"] for i in found["incidents"]] == [INCIDENT["id"]]
+    assert [a["state"] for a in found["actions"]] == ["would"]
+    assert found["actions"][0]["time"] == "2001-09-09T01:46:40Z"
+    assert len(found["unknown"]) == 1
+    assert explained("198.51.100.8", tmp_path, capsys)["incidents"] == []
+    assert len(explained("2001:db8:9::5", tmp_path, capsys)["incidents"]) == 1
+
+
+def test_a_user_is_explained_by_name(tmp_path: Path, capsys) -> None:
+    store_with_incident(tmp_path)
+    found = explained("root", tmp_path, capsys)
+    assert (found["type"], len(found["incidents"]), found["unknown"]) == ("user", 1, [])
+    assert main(["explain", "nobody", "--state", str(tmp_path)]) == 0
+    assert "no incident names it" in capsys.readouterr().out
+
+
+def test_targets_count_as_well_as_sources() -> None:
+    egress = {"sources": ["192.0.2.1"], "targets": ["203.0.113.9"]}
+    assert concerns(egress, "203.0.113.9", network_in("203.0.113.9"))
+    assert not concerns(egress, "203.0.113.9", network_in("203.0.113.10"))
+    assert not concerns({"sources": None}, "x", None)
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    why = unmet()
+    if why:
+        pytest.skip(why)
+    with Lab(services=False) as lab, Rig(lab) as rig:
+        yield rig
+
+
+@pytest.mark.lab
+def test_an_address_is_explained_with_its_block_and_the_rail_that_protects_it(rig: Rig, capsys) -> None:
+    attacker = HOSTS["attacker"].v4
+    store_with_incident(rig.state)
+    words = ["--state", str(rig.state)]
+    assert main(["block", "ip", attacker, "--ttl", "10m", "--reason", "a test", *words]) == 0
+    found = explained(attacker, rig.state, capsys)
+    (entry,) = found["blocked"]
+    assert (entry["address"], entry["reason"], found["unknown"]) == (attacker, "a test", [])
+    assert entry["until"] > entry["since"]
+    assert found["kill_switch"] == []
+    assert f"{attacker}: blocked until {entry['until']}" in as_text(found)[0]
+
+    assert main(["explain", attacker, *words]) == 0
+    assert f"gatewatch unblock ip {attacker}" in capsys.readouterr().out
+    assert main(["unblock", "ip", attacker, "--reason", "a test", *words]) == 0
+    assert explained(attacker, rig.state, capsys)["blocked"] == []
+
+    management = explained(HOSTS["management"].v4, rig.state, capsys)
+    assert management["would_refuse"]["rail"] == "management"
+    assert explained("0.0.0.0/0", rig.state, capsys)["would_refuse"]["rail"]
+    assert main(["explain", "10.9.9.9", *words]) == 0
+    assert "10.9.9.9: not blocked" in capsys.readouterr().out
+
+    code, _ = rig.command("engage", "--endpoint", "models", "--reason", "a test")
+    assert code == 0
+    assert explained(attacker, rig.state, capsys)["kill_switch"] == ["models"]
+
+
+@pytest.mark.lab
+def test_the_audit_log_is_verified_and_a_change_in_it_is_found(rig: Rig, capsys) -> None:
+    words = ["--state", str(rig.state)]
+    assert main(["block", "ip", HOSTS["attacker"].v4, "--reason", "a test", *words]) == 0
+    assert main(["audit", "verify", *words]) == 0
+    assert "intact" in capsys.readouterr().out
+    journal = rig.state / "enforcer" / "journal"
+    journal.write_bytes(journal.read_bytes().replace(b"a test", b"a tset"))
+    assert main(["audit", "verify", *words]) == 1
+    assert "the chain is broken" in capsys.readouterr().err
+    assert main(["audit", "verify", "--json", *words]) == 1
+    assert json.loads(capsys.readouterr().out)["intact"] is False
