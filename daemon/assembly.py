@@ -56,17 +56,16 @@ def allow_rules(options: list[AllowOption] | None) -> list[AllowRule] | None:
 
 def detector_options(config: Config) -> dict[str, Mapping[str, Any]]:
     """Constructor options by detector."""
-    return {str(name): option.options() for name, option in config.detectors.items() if name != "allowlist"}
+    return {str(name): option.options() for name, option in config.detectors.items()}
 
 
 def build_detection(config: Config, local: list[str], hash_key: bytes) -> Detection:
     """All detectors with the configured thresholds. Raises ConfigError naming an unknown option."""
-    checked = config.detector("allowlist").enabled
     settings = DetectionSettings(
         detectors=detector_options(config),
         disabled=frozenset(str(name) for name, option in config.detectors.items() if not option.enabled),
-        ingress=allow_rules(config.allowlist.ingress) if checked else None,
-        egress=allow_rules(config.allowlist.egress) if checked else None,
+        ingress=allow_rules(config.allowlist.ingress),
+        egress=allow_rules(config.allowlist.egress),
         local=local,
         future_skew_s=config.detection.future_skew_s,
     )

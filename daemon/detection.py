@@ -15,7 +15,7 @@ import numpy as np
 
 from ..detectors.finding import Finding
 from ..detectors.network.allowlist import AllowRule
-from ..detectors.registry import login_detectors, network_detectors
+from ..detectors.registry import FLOW_DETECTORS, login_detectors, network_detectors
 from .collectors.flows import FlowTable
 from .events import NS_PER_S, AuthBatch, Direction, FlowBatch, FlowState, address_columns
 from .incidents import CRITICALITY
@@ -49,8 +49,10 @@ class Detection:
 
     def __init__(self, settings: DetectionSettings, hash_key: bytes) -> None:
         self._settings = settings
-        self._login = login_detectors(settings.detectors, hash_key)
-        self._network = network_detectors(settings.detectors, settings.ingress, settings.egress, hash_key)
+        of_flows = {n: o for n, o in settings.detectors.items() if n in FLOW_DETECTORS}
+        of_logins = {n: o for n, o in settings.detectors.items() if n not in FLOW_DETECTORS}
+        self._login = login_detectors(of_logins, hash_key)
+        self._network = network_detectors(of_flows, settings.ingress, settings.egress, hash_key)
         self._table = FlowTable(settings.local, capacity=settings.flow_capacity, hash_key=hash_key)
         self._handshakes: OrderedDict[tuple[int, int, int], int] = OrderedDict()
         self.auth_events = 0
