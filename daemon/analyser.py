@@ -333,7 +333,7 @@ class Analyser:
         )
         actions = self._responder.decide(document)
         for action in actions:
-            if action["state"] != "pending":
+            if action["state"] not in ("pending", "skipped"):
                 self._tell_action(action)
         return actions
 
@@ -367,7 +367,7 @@ class Analyser:
             f"incident {incident.id} {incident.priority} {incident.lead.kind} ({word}): {incident.title()}"
         )
         for action in actions:
-            if action["incident"] == incident.id and action["state"] != "pending":
+            if action["incident"] == incident.id and action["state"] not in ("pending", "skipped"):
                 self.parts.say(f"  {action['action']} {action['target']}: {action['state']}, {action['why']}")
 
     async def _tick(self) -> None:

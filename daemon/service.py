@@ -25,6 +25,7 @@ from .enforcer.host import own_addresses
 from .enforcer.rails import Rails
 from .errors import ConfigError, GatewatchError
 from .events import rfc3339
+from .sinks import jsonl  # noqa: F401 - the shipper has no right to read our files once it runs
 from .sinks.shipper import run_shipper
 from .supervisor import (
     Identity,
@@ -116,12 +117,12 @@ def _logs(config: Config, tell: Callable[[str], None]) -> tuple[LogSource, ...]:
 
 
 def _journal(config: Config, logs: tuple[LogSource, ...], tell: Callable[[str], None]) -> bool:
-    from .collectors.journal import probe
-
     chosen = config.collectors.journal.enabled
     has_auth_log = config.collectors.logs != "auto" or any(log.format == "sshd" for log in logs)
     if chosen is False or (chosen == "auto" and has_auth_log):
         return False
+    from .collectors.journal import probe
+
     reason = probe()
     if reason is not None:
         tell(f"journal: off: {reason}")

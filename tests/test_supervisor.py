@@ -34,7 +34,7 @@ def supervisor(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     ) as process:
         yield process
         if process.poll() is None:
-            process.kill()
+            process.terminate()
 
 
 def child_of(process: subprocess.Popen[str]) -> int:
