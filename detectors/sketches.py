@@ -38,14 +38,17 @@ def _find(keys: I64, home: cython.Py_ssize_t, key: cython.longlong) -> cython.Py
 
 @cython.cfunc
 @cython.locals(keys="long long[::1]", table="long long[:, ::1]")
-def _claim(
-    keys: I64, table: I64, home: cython.Py_ssize_t, key: cython.longlong, grace: cython.longlong
+def _replace(
+    keys: I64,
+    table: I64,
+    home: cython.Py_ssize_t,
+    key: cython.longlong,
+    grace: cython.longlong,
+    head: cython.Py_ssize_t,
 ) -> cython.Py_ssize_t:
-    """The place of `key`; where it has none, that of the weakest entry, which it replaces by zeros."""
+    """Gives `key` the place of the weakest entry of its bucket and clears the first `head` columns there."""
     way: cython.Py_ssize_t
-    slot: cython.Py_ssize_t = _find(keys, home, key)
-    if slot >= 0:
-        return slot
+    slot: cython.Py_ssize_t
     victim: cython.Py_ssize_t = home
     least: cython.longlong = _NEVER
     strength: cython.longlong
@@ -64,9 +67,25 @@ def _claim(
             victim = slot
     keys[victim] = key
     column: cython.Py_ssize_t
-    for column in range(table.shape[1]):
+    for column in range(head):
         table[victim, column] = 0
     return victim
+
+
+@cython.cfunc
+@cython.inline
+@cython.locals(keys="long long[::1]", table="long long[:, ::1]")
+def _claim(
+    keys: I64,
+    table: I64,
+    home: cython.Py_ssize_t,
+    key: cython.longlong,
+    grace: cython.longlong,
+    head: cython.Py_ssize_t,
+) -> cython.Py_ssize_t:
+    """The place of `key`, found or made."""
+    slot: cython.Py_ssize_t = _find(keys, home, key)
+    return slot if slot >= 0 else _replace(keys, table, home, key, grace, head)
 
 
 @cython.locals(
@@ -90,25 +109,28 @@ def count_windows(
     table: I64,
     counts: I64,
 ) -> None:
+    """Columns from 2 on: for each scale the start of its newest cell, that cell's place, the sum; then all cells."""
     i: cython.Py_ssize_t
     s: cython.Py_ssize_t
     slot: cython.Py_ssize_t
     field: cython.Py_ssize_t
+    first: cython.Py_ssize_t
     place: cython.Py_ssize_t
+    step: cython.Py_ssize_t
     now: cython.longlong
     weight: cython.longlong
+    cell_ns: cython.longlong
     cells: cython.longlong
-    head: cython.longlong
-    old: cython.longlong
-    cell: cython.longlong
+    steps: cython.longlong
     total: cython.longlong
     owed: cython.longlong
+    head: cython.Py_ssize_t = 2 + 3 * scales.shape[0]
     for i in range(wanted.shape[0]):
         if wanted[i] == 0:
             continue
         weight = weights[i]
         if weight > 0:
-            slot = _claim(keys, table, home[i], wanted[i], grace)
+            slot = _claim(keys, table, home[i], wanted[i], grace, head)
         else:
             slot = _find(keys, home[i], wanted[i])
             if slot < 0:
@@ -117,43 +139,45 @@ def count_windows(
         if now < table[slot, _LAST]:
             now = table[slot, _LAST]
         table[slot, _LAST] = now
-        field = 2
+        first = head
         total = 0
         for s in range(scales.shape[0]):
+            cell_ns = scales[s, 0]
             cells = scales[s, 1]
-            head = now // scales[s, 0]
-            old = table[slot, field]
-            total = table[slot, field + 1]
-            if head - old >= cells:
-                for place in range(field + 2, field + 2 + cells):
-                    table[slot, place] = 0
-                total = 0
-            else:
-                for cell in range(old + 1, head + 1):
-                    place = field + 2 + cell % cells
-                    total -= table[slot, place]
-                    table[slot, place] = 0
-            table[slot, field] = head
+            field = 2 + 3 * s
+            place = table[slot, field + 1]
+            total = table[slot, field + 2]
+            if now - table[slot, field] >= cell_ns:
+                steps = now // cell_ns - table[slot, field] // cell_ns
+                table[slot, field] = now // cell_ns * cell_ns
+                if steps >= cells:
+                    for step in range(first, first + cells):
+                        table[slot, step] = 0
+                    total = 0
+                else:
+                    for _ in range(steps):
+                        place = place + 1 if place + 1 < cells else 0
+                        total -= table[slot, first + place]
+                        table[slot, first + place] = 0
+                table[slot, field + 1] = place
             if weight > 0:
-                table[slot, field + 2 + head % cells] += weight
+                table[slot, first + place] += weight
                 total += weight
             elif weight < 0:
                 owed = -weight
-                cell = head
-                while owed > 0 and cell > head - cells and cell >= 0:
-                    place = field + 2 + cell % cells
-                    if table[slot, place] <= owed:
-                        owed -= table[slot, place]
-                        total -= table[slot, place]
-                        table[slot, place] = 0
+                for _ in range(cells):
+                    if owed > table[slot, first + place]:
+                        owed -= table[slot, first + place]
+                        total -= table[slot, first + place]
+                        table[slot, first + place] = 0
                     else:
-                        table[slot, place] -= owed
+                        table[slot, first + place] -= owed
                         total -= owed
-                        owed = 0
-                    cell -= 1
-            table[slot, field + 1] = total
+                        break
+                    place = place - 1 if place > 0 else cells - 1
+            table[slot, field + 2] = total
             counts[i, s] = total
-            field += 2 + cells
+            first += cells
         table[slot, _STRENGTH] = total
 
 
@@ -181,7 +205,7 @@ def count_distinct(
     table: I64,
     counts: I64,
 ) -> None:
-    """An item takes three columns from 3 on: the item, when it was last seen, and 4 x tries + standing.
+    """Columns from 2 on: items held, which goes next when full, items, when each was last seen, 4 x tries + standing.
 
     Standing: 0 counts, 1 counts in the first window only, 2 counts against the others. `change`: 1 to 3 add
     with standing 0 to 2, 4 adds with 0 but leaves what stands against, -1 removes, 0 asks. The last column of
@@ -191,24 +215,23 @@ def count_distinct(
     w: cython.Py_ssize_t
     slot: cython.Py_ssize_t
     place: cython.Py_ssize_t
-    oldest: cython.Py_ssize_t
-    end: cython.Py_ssize_t
+    at: cython.Py_ssize_t
+    size: cython.Py_ssize_t
+    most: cython.Py_ssize_t = (table.shape[1] - 4) // 3
+    seen: cython.Py_ssize_t = 4 + most
+    held: cython.Py_ssize_t = 4 + 2 * most
     last_window: cython.Py_ssize_t = windows.shape[0] - 1
-    most: cython.Py_ssize_t = (table.shape[1] - 3) // 3
     now: cython.longlong
     age: cython.longlong
     mark: cython.longlong
     standing: cython.longlong
-    held: cython.longlong
+    item: cython.longlong
     longest: cython.longlong = windows[last_window]
-    for w in range(last_window):
-        if windows[w] > longest:
-            longest = windows[w]
     for i in range(wanted.shape[0]):
         if wanted[i] == 0:
             continue
         if change[i] > 0:
-            slot = _claim(keys, table, home[i], wanted[i], grace)
+            slot = _claim(keys, table, home[i], wanted[i], grace, 4)
         else:
             slot = _find(keys, home[i], wanted[i])
             if slot < 0:
@@ -217,60 +240,58 @@ def count_distinct(
         if now < table[slot, _LAST]:
             now = table[slot, _LAST]
         table[slot, _LAST] = now
-        end = 3 + 3 * table[slot, 2]
+        size = table[slot, 2]
         if change[i] != 0:
-            place = 3
-            oldest = 3
-            while place < end and table[slot, place] != items[i]:
-                if table[slot, place + 1] < table[slot, oldest + 1]:
-                    oldest = place
-                place += 3
+            item = items[i]
+            place = 0
+            while place < size and table[slot, 4 + place] != item:
+                place += 1
             if change[i] < 0:
-                if place < end:
-                    end -= 3
-                    table[slot, place] = table[slot, end]
-                    table[slot, place + 1] = table[slot, end + 1]
-                    table[slot, place + 2] = table[slot, end + 2]
-                    table[slot, 2] -= 1
+                if place < size:
+                    size -= 1
+                    table[slot, 2] = size
+                    table[slot, 4 + place] = table[slot, 4 + size]
+                    table[slot, seen + place] = table[slot, seen + size]
+                    table[slot, held + place] = table[slot, held + size]
             else:
                 mark = 0
-                standing = change[i] - 1
-                if standing == 3:
-                    standing = 0
-                if place < end:
-                    if now - table[slot, place + 1] < longest:
-                        mark = table[slot, place + 2] & ~3
-                        held = table[slot, place + 2] & 3
-                        if held == 2 and (change[i] == 2 or change[i] == 4):
-                            standing = held
-                elif (table[slot, 2] == most) or (end > 3 and now - table[slot, oldest + 1] >= longest):
-                    place = oldest
+                standing = change[i] - 1 if change[i] < 4 else 0
+                if place < size:
+                    if now - table[slot, seen + place] < longest:
+                        mark = table[slot, held + place]
+                        if mark & 2 and (change[i] == 2 or change[i] == 4):
+                            standing = 2
+                elif size < most:
+                    size += 1
+                    table[slot, 2] = size
                 else:
-                    end += 3
-                    table[slot, 2] += 1
-                table[slot, place] = items[i]
-                table[slot, place + 1] = now
-                table[slot, place + 2] = mark + 4 + standing
-        place = 3
-        while place < end:
-            mark = table[slot, place + 2]
-            age = now - table[slot, place + 1]
+                    place = table[slot, 3]
+                    table[slot, 3] = place + 1 if place + 1 < most else 0
+                table[slot, 4 + place] = item
+                table[slot, seen + place] = now
+                table[slot, held + place] = (mark & ~3) + 4 + standing
+        for at in range(size):
+            age = now - table[slot, seen + at]
+            if age >= longest:
+                continue
+            mark = table[slot, held + at]
             if mark & 2:
                 for w in range(last_window + 1):
                     if age < windows[w]:
                         counts[i, w] -= 1
                 if age < windows[0]:
                     counts[i, last_window + 1] += 1
-            elif mark >> 2 <= few:
-                if mark & 1:
-                    if age < windows[0]:
-                        counts[i, 0] += 1
-                else:
-                    for w in range(last_window + 1):
-                        if age < windows[w]:
-                            counts[i, w] += 1
-            place += 3
-        table[slot, _STRENGTH] = table[slot, 2]
+            elif mark >> 2 > few:
+                continue
+            elif mark & 1:
+                if age < windows[0]:
+                    counts[i, 0] += 1
+            else:
+                w = last_window
+                while w >= 0 and age < windows[w]:
+                    counts[i, w] += 1
+                    w -= 1
+        table[slot, _STRENGTH] = size
 
 
 @cython.locals(
@@ -321,7 +342,7 @@ def weigh_lines(
                 weights[i] = 1
             continue
         if kind == 2 or kind == 3 or kind == 4 or kind == 32:
-            slot = _claim(keys, table, home[i], sessions[i], idle_ns)
+            slot = _claim(keys, table, home[i], sessions[i], idle_ns, table.shape[1])
         else:
             slot = _find(keys, home[i], sessions[i])
             if slot < 0:
@@ -429,7 +450,7 @@ def recall_history(
             continue
         if not success[i] and weight <= 0:
             continue
-        slot = _claim(pair_keys, pair_table, pair_home[i], pairs[i], keep_ns)
+        slot = _claim(pair_keys, pair_table, pair_home[i], pairs[i], keep_ns, 5)
         now = time_ns[i]
         if now < pair_table[slot, _LAST]:
             now = pair_table[slot, _LAST]
@@ -458,64 +479,13 @@ def recall_history(
             continue
         out[i, 0] = -pending
         pair_table[slot, 3] = now
-        place = _claim(source_keys, source_table, source_home[i], sources[i], keep_ns)
+        place = _claim(source_keys, source_table, source_home[i], sources[i], keep_ns, 5)
         if now < source_table[place, _LAST]:
             now = source_table[place, _LAST]
         source_table[place, _STRENGTH] = _MOST_STRENGTH
         source_table[place, _LAST] = now
         source_table[place, 3] += 1
         source_table[place, 4] = now // settle_ns
-
-
-@cython.cfunc
-@cython.locals(
-    records="long long[:, ::1]",
-    record_names="unsigned char[:, :, ::1]",
-    name_keys="long long[::1]",
-    name_text="unsigned char[:, ::1]",
-)
-def _add_evidence(
-    records: I64,
-    record: cython.Py_ssize_t,
-    record_names: U8,
-    mark: cython.longlong,
-    item: cython.longlong,
-    time: cython.longlong,
-    name_keys: I64,
-    name_text: U8,
-    name_home: cython.Py_ssize_t,
-) -> cython.void:
-    """Grows a record by one event; `mark` packs line << 24 | provenance << 21 | blockable << 20 | weight."""
-    at: cython.Py_ssize_t
-    count: cython.Py_ssize_t
-    slot: cython.Py_ssize_t
-    one: cython.longlong = 1
-    provenance: cython.longlong = (mark >> 21) & 7
-    records[record, 4] = time
-    records[record, 5] += mark & 0xFFFFF
-    if provenance < records[record, 8]:
-        records[record, 8] = provenance
-    records[record, 9] &= (mark >> 20) & 1
-    count = records[record, 6]
-    if count < 32:
-        records[record, 28 + count] = mark >> 24
-        records[record, 6] += 1
-    if item == 0:
-        return
-    records[record, 12 + ((item >> 25) & 15)] |= one << ((item >> 20) & 31)
-    count = records[record, 7]
-    for at in range(count):
-        if records[record, 60 + at] == item:
-            return
-    if count >= 32:
-        return
-    records[record, 60 + count] = item
-    records[record, 7] += 1
-    slot = _find(name_keys, name_home, item)
-    record_names[record, count, 0] = 0
-    if slot >= 0:
-        for at in range(record_names.shape[2]):
-            record_names[record, count, at] = name_text[slot, at]
 
 
 @cython.locals(
@@ -581,8 +551,11 @@ def follow_campaigns(
     names_mask: cython.longlong = name_keys.shape[0] // _WAYS - 1
     ring: cython.Py_ssize_t = (table.shape[1] - 4) // 3
     most_name: cython.Py_ssize_t = name_text.shape[1] - 1
+    known: cython.Py_ssize_t
     first: cython.longlong
     step: cython.longlong
+    mark: cython.longlong
+    one: cython.longlong = 1
     now: cython.longlong
     before: cython.longlong
     serial: cython.longlong
@@ -591,7 +564,7 @@ def follow_campaigns(
         if wanted[i] == 0:
             continue
         if marks[i] >= 0:
-            slot = _claim(keys, table, home[i], wanted[i], grace)
+            slot = _claim(keys, table, home[i], wanted[i], grace, 4)
         else:
             slot = _find(keys, home[i], wanted[i])
             if slot < 0:
@@ -617,7 +590,7 @@ def follow_campaigns(
         table[slot, _LAST] = now
         item = items[i]
         if item != 0:
-            place = _claim(name_keys, name_table, (item & names_mask) * _WAYS, item, 0)
+            place = _claim(name_keys, name_table, (item & names_mask) * _WAYS, item, 0, 2)
             if name_table[place, _LAST] == 0 or name_text[place, 0] == 0:
                 length = spans[i, 1] - spans[i, 0]
                 if spans[i, 0] < 0:
@@ -634,6 +607,7 @@ def follow_campaigns(
         table[slot, place + 1] = item
         table[slot, place + 2] = now
         table[slot, _STRENGTH] = table[slot, 3]
+        first = table[slot, 3] - 1
         if serial == 0:
             if not over[i]:
                 continue
@@ -646,32 +620,48 @@ def follow_campaigns(
             records[record, 0] = serial
             records[record, 1] = now
             records[record, 2] = marks[i] >> 24
-            records[record, 3] = now
             records[record, 8] = 7
             records[record, 9] = 1
             first = table[slot, 3] - ring
             if first < 0:
                 first = 0
-            for step in range(first, table[slot, 3]):
-                place = 4 + 3 * (step % ring)
-                if table[slot, place + 2] < since_ns[i]:
-                    continue
-                if records[record, 6] == 0:
-                    records[record, 3] = table[slot, place + 2]
-                item = table[slot, place + 1]
-                _add_evidence(
-                    records, record, record_names, table[slot, place], item, table[slot, place + 2],
-                    name_keys, name_text, (item & names_mask) * _WAYS,
-                )  # fmt: skip
             out[i, 3] = 2
         else:
             record = serial % records.shape[0]
             if records[record, 0] != serial:
                 continue
-            _add_evidence(
-                records, record, record_names, marks[i], item, now, name_keys, name_text,
-                (item & names_mask) * _WAYS,
-            )  # fmt: skip
+        for step in range(first, table[slot, 3]):
+            place = 4 + 3 * (step % ring)
+            if table[slot, place + 2] < since_ns[i] and out[i, 3] == 2:
+                continue
+            mark = table[slot, place]
+            item = table[slot, place + 1]
+            if records[record, 6] == 0:
+                records[record, 3] = table[slot, place + 2]
+            records[record, 4] = table[slot, place + 2]
+            records[record, 5] += mark & 0xFFFFF
+            if (mark >> 21) & 7 < records[record, 8]:
+                records[record, 8] = (mark >> 21) & 7
+            records[record, 9] &= (mark >> 20) & 1
+            column = records[record, 6]
+            if column < 32:
+                records[record, 28 + column] = mark >> 24
+                records[record, 6] += 1
+            if item == 0:
+                continue
+            records[record, 12 + ((item >> 25) & 15)] |= one << ((item >> 20) & 31)
+            known = records[record, 7]
+            column = 0
+            while column < known and records[record, 60 + column] != item:
+                column += 1
+            if column < 32 and column == known:
+                records[record, 60 + known] = item
+                records[record, 7] += 1
+                record_names[record, known, 0] = 0
+                place = _find(name_keys, (item & names_mask) * _WAYS, item)
+                if place >= 0:
+                    for column in range(name_text.shape[1]):
+                        record_names[record, known, column] = name_text[place, column]
         records[record, 10] += amounts[i, 0]
         records[record, 11] += amounts[i, 1]
         out[i, 0] = serial
@@ -711,7 +701,7 @@ def grow_flows(
     for i in range(flows.shape[0]):
         if flows[i] == 0:
             continue
-        slot = _claim(keys, table, home[i], flows[i], grace)
+        slot = _claim(keys, table, home[i], flows[i], grace, 4)
         if table[slot, _LAST] == 0:
             out[i, 2] = 1
         if time_ns[i] > table[slot, _LAST]:

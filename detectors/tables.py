@@ -61,7 +61,7 @@ class WindowCounter:
     def __init__(self, capacity: int, scales: tuple[tuple[int, int], ...]) -> None:
         self._scales = np.array(scales, np.int64)
         longest = max(cell * cells for cell, cells in scales)
-        columns = 2 + sum(2 + cells for _, cells in scales)
+        columns = 2 + sum(3 + cells for _, cells in scales)
         self._table = Table(capacity, columns, longest // 64)
 
     def update(self, keys: U64, time_ns: I64, weights: I64) -> I64:
@@ -87,10 +87,10 @@ class WindowCounter:
 class DistinctCounter:
     """For each key how many distinct items were seen within each of several windows; saturates at `items`.
 
-    Parameters: `capacity` (keys); `items` (most items held for a key; beyond, the one unseen for longest goes);
-    `windows_ns`; `few`: an item that came more often than this is not counted (0 = no such limit). Items
-    added as lesser count in the first window only; those added against are taken off the others, and
-    stay so until added plainly.
+    Parameters: `capacity` (keys); `items` (most items held for a key; beyond, the one held longest goes);
+    `windows_ns` (shortest first); `few`: an item that came more often than this is not counted (0 = no such
+    limit). Items added as lesser count in the first window only; those added against are taken off the
+    others, and stay so until added plainly.
     """
 
     ADD, ADD_LESSER, ADD_AGAINST, ADD_UNLESS_AGAINST, REMOVE, ASK = 1, 2, 3, 4, -1, 0
@@ -98,7 +98,7 @@ class DistinctCounter:
     def __init__(self, capacity: int, items: int, windows_ns: tuple[int, ...], few: int = 0) -> None:
         self._windows = np.array(windows_ns, np.int64)
         self._few = few or 1 << 60
-        self._table = Table(capacity, 3 + 3 * items, max(windows_ns) // 64)
+        self._table = Table(capacity, 4 + 3 * items, windows_ns[-1] // 64)
 
     def update(self, keys: U64, items: U64, time_ns: I64, change: Any) -> I64:
         """The numbers `int64[n, windows + 1]` just after each event; `change` (int8[n]) says what it does.

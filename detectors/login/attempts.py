@@ -16,7 +16,7 @@ from ..addressing import NetworkKeys, join_keys
 from ..campaigns import ASK, MOST_WEIGHT, marks
 from ..tables import REFUSED_KEY, History, Sessions
 
-_LATEST_NS = 1 << 62
+_EARLIEST_NS, _LATEST_NS = 10**17, 1 << 62  # 1973 to 2116: what tables can hold
 _METHOD, _USER, _KEY = (AUTH_TEXTS.index(name) for name in ("method", "user", "key"))
 
 
@@ -80,7 +80,7 @@ class AttemptStage:
         said = (batch.outcome >= Outcome.SUCCESS) & (batch.outcome <= Outcome.DISCONNECT)
         row = np.flatnonzero(said)
         kind = batch.outcome[row]
-        time_ns = np.clip(batch.time_ns[row], 1, _LATEST_NS)
+        time_ns = np.clip(batch.time_ns[row], _EARLIEST_NS, _LATEST_NS)
         count = np.minimum(batch.count[row], MOST_WEIGHT).astype(np.int64)
         placed = batch.client_family[row] != 0
         user = np.where(batch.key[row] != 0, batch.key[row], batch.user[row])
@@ -96,15 +96,19 @@ class AttemptStage:
         kept = np.flatnonzero(placed & (success | (failures > 0)))
         row, time_ns, user, success = row[kept], time_ns[kept], user[kept], success[kept]
         failures = np.minimum(failures[kept], MOST_WEIGHT)
-        source = self._networks.keys(batch.client[row], batch.client_family[row])
+        client, family = batch.client.take(row, axis=0), batch.client_family[row]
+        source = self._networks.keys(client, family)
         pair = np.where(user == 0, np.uint64(0), join_keys(source, user))
         history = self._history.update(pair, source, time_ns, failures, success.view(np.uint8))
         weight, pending, first_success_ns, credit = np.ascontiguousarray(history.T)
         provenance = batch.provenance[row]
-        own_peer = (batch.client[row] == batch.peer[row]).all(axis=1)
-        own_peer &= batch.client_family[row] == batch.peer_family[row]
-        proven = own_peer & (provenance > Provenance.NETWORK)
-        spans = batch.spans[row]
+        peer = batch.peer.take(row, axis=0)
+        proven = (client[:, 1] == peer[:, 1]) & (client[:, 0] == peer[:, 0])
+        proven &= (family == batch.peer_family[row]) & (provenance > Provenance.NETWORK)
+        spans = batch.spans[:, _USER].take(row, axis=0)
+        keyed = batch.key[row] != 0
+        if keyed.any():
+            spans = np.where(keyed[:, None], batch.spans[:, _KEY].take(row, axis=0), spans)
         return Attempts(
             batch=batch,
             networks=self._networks,
@@ -122,7 +126,7 @@ class AttemptStage:
             credit=credit,
             proven=proven,
             marked=np.where(success, ASK, marks(batch.line[row], provenance, proven, failures)),
-            spans=np.where((batch.key[row] != 0)[:, None], spans[:, _KEY], spans[:, _USER]),
+            spans=spans,
         )
 
     def save(self) -> dict[str, Any]:
@@ -136,11 +140,12 @@ class AttemptStage:
 def _offered_key(batch: AuthBatch, row: I64, kind: Any) -> Bool:
     """Rows that tell of a refused public key. A client offers every key that it has: that is no guessing."""
     found: Bool = np.zeros(len(row), np.bool_)
-    spans = batch.spans[row, _METHOD]
-    likely = np.flatnonzero((kind == Outcome.FAILURE) & (spans[:, 1] - spans[:, 0] == 9) & (spans[:, 0] >= 0))
+    start = batch.spans[:, _METHOD, 0].take(row)
+    length = batch.spans[:, _METHOD, 1].take(row) - start
+    likely = np.flatnonzero((kind == Outcome.FAILURE) & (length == 9) & (start >= 0))
     if len(likely):
         text = np.frombuffer(batch.text, np.uint8)
         word = np.frombuffer(b"publickey", np.uint8)
-        letters = text[spans[likely, 0][:, None] + np.arange(9)]
+        letters = text[start[likely][:, None] + np.arange(9)]
         found[likely] = (letters == word).all(axis=1)
     return found

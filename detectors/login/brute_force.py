@@ -11,7 +11,7 @@ from ..campaigns import Campaigns, Followed, Record
 from ..finding import EntityType, Finding, Kind
 from ..tables import NS_PER_DAY, WindowCounter
 from .attempts import Attempts
-from .evidence import source_finding
+from .evidence import shortest_over, source_finding
 
 _CELLS = {300: 10, 3600: 12, 86400: 24}
 
@@ -35,7 +35,8 @@ class BruteForce:
         self, failures: int = 10, slow_failures: int = 15, credit_failures: int = 10, sources: int = 32768
     ) -> None:
         self._windows_s = (300, 3600, 86400)
-        self._limits = np.array([failures, failures, max(failures, slow_failures)], np.int64)
+        self._look_back_ns = np.array([11 * s * NS_PER_S // 10 for s in self._windows_s], np.int64)
+        self._limits = (failures, failures, max(failures, slow_failures))
         self._credit_failures = credit_failures
         # One cell more than the window has: a window never looks back less far than it says.
         self._counter = WindowCounter(
@@ -46,25 +47,23 @@ class BruteForce:
     def follow(self, attempts: Attempts) -> tuple[Followed, list[Finding]]:
         """What each attempt belongs to (successes are told the campaign that is open), and the findings."""
         credit = attempts.credit
-        allowance = np.where(credit > 0, self._credit_failures + np.clip(credit - 10, 0, 100), 0)
+        allowance = (credit > 0) * (self._credit_failures + np.clip(credit - 10, 0, 100))
         counts = self._counter.update(attempts.source, attempts.time_ns, attempts.weight)
-        reached = counts >= self._limits + allowance[:, None]
-        shortest = reached.argmax(axis=1)
-        window_ns = np.array(self._windows_s, np.int64)[shortest] * NS_PER_S
+        scale, over = shortest_over(counts, [limit + allowance for limit in self._limits])
         followed = self._campaigns.update(
             attempts.source,
             attempts.time_ns,
-            np.logical_or.reduce(reached, axis=1),
+            over,
             attempts.marked,
             attempts.user,
             attempts.spans,
             attempts.batch.text,
-            attempts.time_ns - window_ns * 11 // 10,
+            attempts.time_ns - self._look_back_ns[scale],
         )
 
         def story_of(at: int) -> dict[str, Any]:
-            window_s = self._windows_s[shortest[at]]
-            limit = int(self._limits[shortest[at]] + allowance[at])
+            window_s = self._windows_s[scale[at]]
+            limit = int(self._limits[scale[at]] + allowance[at])
             return {**attempts.story_of(at), "limit": limit, "window_s": window_s}
 
         return followed, [self._finding(*grown) for grown in self._campaigns.grown(followed, story_of)]

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from ...daemon.events import I64, U8, Bool
 from ..campaigns import Record
 from ..finding import Finding, Kind, finding_id
+
+
+def shortest_over(counts: I64, limits: Sequence[I64]) -> tuple[U8, Bool]:
+    """For `counts` (`int64[n, scales]`) and a column of limits for each scale: the first scale whose limit is
+    reached (0 where none is), and whether any is.
+    """
+    scale: U8 = np.zeros(len(counts), np.uint8)
+    over: Bool = np.zeros(len(counts), np.bool_)
+    for number in reversed(range(len(limits))):
+        reached = counts[:, number] >= limits[number]
+        scale[reached] = number
+        over |= reached
+    return scale, over
 
 
 def source_finding(

@@ -11,7 +11,7 @@ from ..campaigns import Campaigns, Followed, Record
 from ..finding import EntityType, Finding, Kind
 from ..tables import NS_PER_DAY, DistinctCounter
 from .attempts import Attempts
-from .evidence import source_finding
+from .evidence import shortest_over, source_finding
 
 
 class PasswordSpray:
@@ -31,9 +31,10 @@ class PasswordSpray:
 
     def __init__(self, users: int = 8, tries: int = 3, credit_users: int = 8, sources: int = 16384) -> None:
         self._windows_s = (600, 3600, 86400)
+        self._look_back_ns = np.array(self._windows_s, np.int64) * NS_PER_S
         self._users, self._credit_users = users, credit_users
         self._counter = DistinctCounter(
-            sources, users + credit_users + 16, tuple(s * NS_PER_S for s in self._windows_s), tries
+            sources, users + credit_users + 8, tuple(s * NS_PER_S for s in self._windows_s), tries
         )
         self._campaigns = Campaigns(NS_PER_DAY, capacity=sources)
 
@@ -47,26 +48,24 @@ class PasswordSpray:
         )
         change = np.where(attempts.user == 0, DistinctCounter.ASK, change).astype(np.int8)
         counts = self._counter.update(attempts.source, attempts.user, attempts.time_ns, change)
-        limit = self._users + np.where(credit > 0, self._credit_users + np.clip(credit - 10, 0, 8), 0)
-        reached = counts[:, :-1] >= limit[:, None]
-        shortest = reached.argmax(axis=1)
-        window_ns = np.array(self._windows_s, np.int64)[shortest] * NS_PER_S
+        limit = self._users + (credit > 0) * (self._credit_users + np.clip(credit - 10, 0, 8))
+        scale, over = shortest_over(counts, [limit] * len(self._windows_s))
         followed = self._campaigns.update(
             attempts.source,
             attempts.time_ns,
-            np.logical_or.reduce(reached, axis=1),
+            over,
             attempts.marked,
             attempts.user,
             attempts.spans,
             attempts.batch.text,
-            attempts.time_ns - window_ns,
+            attempts.time_ns - self._look_back_ns[scale],
         )
 
         def story_of(at: int) -> dict[str, Any]:
             return {
                 **attempts.story_of(at),
                 "limit": int(limit[at]),
-                "window_s": self._windows_s[shortest[at]],
+                "window_s": self._windows_s[scale[at]],
             }
 
         return followed, [self._finding(*grown) for grown in self._campaigns.grown(followed, story_of)]

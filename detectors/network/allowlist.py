@@ -109,7 +109,7 @@ class AllowList:
             return []
         port, protocol, family = batch.destination_port[rows], batch.protocol[rows], batch.family[rows]
         state = batch.state[rows]
-        time_ns = np.clip(batch.time_ns[rows], 1, 1 << 62)
+        time_ns = np.clip(batch.time_ns[rows], 10**17, 1 << 62)
         answered = (state == FlowState.ESTABLISHED) | (state == FlowState.CLOSED)
         answered |= (state == FlowState.OTHER) & (batch.bytes_in[rows] > 0)
         by_endpoint = ~answered & (not egress)

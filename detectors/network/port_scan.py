@@ -45,7 +45,7 @@ class PortScan:
             return []
         state, family = batch.state[rows], batch.family[rows]
         inbound = batch.direction[rows] == Direction.INGRESS
-        time_ns = np.clip(batch.time_ns[rows], 1, 1 << 62)
+        time_ns = np.clip(batch.time_ns[rows], 10**17, 1 << 62)
         source = self._networks.keys(batch.source[rows], family)
         host = self._hosts.keys(batch.destination[rows], family)
         port = batch.destination_port[rows].astype(np.uint64)
