@@ -27,7 +27,7 @@ from .values import (
 
 Mode = Literal["observe", "enforce"]
 LogFormat = Literal["sshd", "nginx"]
-DetectorName = Literal["brute_force", "password_spray", "compromise", "port_scan"]
+DetectorName = Literal["brute_force", "password_spray", "compromise", "allowlist", "port_scan"]
 TransportProtocol = Literal["tcp", "udp", "sctp", "icmp", "icmpv6"]
 
 PROTOCOL_NUMBERS: dict[TransportProtocol, int] = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132}
@@ -149,18 +149,14 @@ class AllowRule(Options):
         return [PROTOCOL_NUMBERS[p] for p in self.protocols]
 
 
-AllowRules = Annotated[list[AllowRule], Field(min_length=1)]
-"""An empty list would read as `nobody` to some and as `off` to others, so it is neither."""
-
-
 class Allowlist(Options):
     """Which traffic is expected; anything else is an off-allowlist incident."""
 
-    ingress: AllowRules | None = Field(
-        default=None, description="Who may connect to the gateway; null = not checked."
+    ingress: list[AllowRule] | None = Field(
+        default=None, description="Who may connect to the gateway; null = not checked, [] = nobody may."
     )
-    egress: AllowRules | None = Field(
-        default=None, description="Where the gateway may connect to; null = not checked."
+    egress: list[AllowRule] | None = Field(
+        default=None, description="Where the gateway may connect to; null = not checked, [] = nowhere."
     )
 
 

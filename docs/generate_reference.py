@@ -17,6 +17,7 @@ from gatewatch.config import values
 from gatewatch.config.loader import DEFAULT_FILE
 from gatewatch.config.schema import Config
 from gatewatch.daemon.cli.app import COMMANDS, build
+from gatewatch.daemon.cli.kill_switch import USAGE
 from gatewatch.playbooks.schema import Playbook
 from pydantic import BaseModel
 from typer.main import get_command
@@ -241,6 +242,9 @@ def _commands(command: Any, name: str) -> Iterator[str]:
         return
     yield f"## {name}\n"
     yield f"{inspect.cleandoc(command.help or '')}\n"
+    if name == "gatewatch kill-switch":
+        yield f"```\n{USAGE}\n```\n"
+        return
     rows = [row for row in map(_parameter, command.params) if row]
     if rows:
         yield "| argument | meaning |"

@@ -89,7 +89,6 @@ def test_every_problem_is_told_in_the_order_of_the_file(write) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("allowlist: {ingress: []}", "1: allowlist.ingress: needs at least 1 in its list, not []"),
         ("store: 3", "1: store: must be keys with values, not 3"),
         (
             "collectors: {logs: authlog}",
@@ -265,4 +264,9 @@ def test_the_schema_names_the_formats_and_detectors_that_there_are() -> None:
 
     assert set(get_args(LogFormat)) == set(FORMATS)
     known = {name for table in ("AUTH_DETECTORS", "FLOW_DETECTORS") for name in getattr(registry, table)}
-    assert set(get_args(DetectorName)) == known
+    assert set(get_args(DetectorName)) == known | {"allowlist"}
+
+
+def test_an_allow_list_is_off_where_it_is_null_and_allows_nobody_where_it_is_empty(write) -> None:
+    allowlist = load(write("allowlist: {ingress: []}\n")).allowlist
+    assert (allowlist.ingress, allowlist.egress) == ([], None)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -61,8 +60,7 @@ def build(modules: list[str]) -> typer.Typer:
     )
     application.callback()(_root)
     for module in modules:
-        if find_spec(f"{__package__}.{module}") is not None:
-            import_module(f".{module}", __package__).register(application)
+        import_module(f".{module}", __package__).register(application)
     for group in application.registered_groups:
         if group.typer_instance is not None:
             group.typer_instance.rich_markup_mode = None

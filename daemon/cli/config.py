@@ -103,7 +103,9 @@ def _check_detectors(loaded: Loaded) -> str:
     try:
         build_detection(config, [], bytes(16))
     except ConfigError as error:
-        raise ConfigError(f"{loaded.where('detectors')}: {error.message}", remedy=error.remedy) from None
+        named, _, problem = error.message.removeprefix("detectors: ").partition(": ")
+        where = loaded.where("detectors", *named.split("."))
+        raise ConfigError(f"{where}: detectors.{named}: {problem}", remedy=error.remedy) from None
     off = ", ".join(name for name, options in config.detectors.items() if not options.enabled)
     return f"detectors: ok, {f'not running: {off}' if off else 'all run'}"
 
