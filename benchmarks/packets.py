@@ -59,7 +59,10 @@ def conversation(made: random.Random) -> list[bytes]:
         return [udp(server, client, 53, port, query + bytes(32)), udp(client, server, port, 53, query)]
     if kind < 0.25:
         scanned = made.randrange(1, 60000)
-        return [tcp(server, client, scanned, port, 0, 1, 0x14), tcp(client, server, port, scanned, 0, 0, 0x02)]
+        return [
+            tcp(server, client, scanned, port, 0, 1, 0x14),
+            tcp(client, server, port, scanned, 0, 0, 0x02),
+        ]
     service = made.choice((22, 443, 8000, 8000))
     ours, theirs = made.getrandbits(32), made.getrandbits(32)
     frames = [tcp(client, server, port, service, ours, 0, 0x02)]

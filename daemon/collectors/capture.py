@@ -35,6 +35,7 @@ variant made longer)."""
 
 PCAPNG_MAGIC = b"\x0a\x0d\x0d\x0a"
 MOST_INTERFACES = 1 << 16
+MOST_DESCRIPTION = 1 << 20
 REMEDY = "check how the file was copied, or capture again"
 
 
@@ -68,7 +69,7 @@ class CaptureBatch:
     def frame_bytes(self, row: int) -> memoryview:
         """The captured bytes of one frame, without copying them."""
         start = int(self.starts[row])
-        return memoryview(self.buffer)[start : start + int(self.captured[row])]
+        return self.buffer.data[start : start + int(self.captured[row])]
 
 
 @dataclass(slots=True)
@@ -121,7 +122,8 @@ class Capture:
             else:
                 problem = f": {self._window.problem}" if self._window.problem else ""
                 raise InputError(
-                    f"{path}: offset 0: neither pcap nor pcapng{problem}", remedy="name a capture, or give --format"
+                    f"{path}: offset 0: neither pcap nor pcapng{problem}",
+                    remedy="name a capture, or give --format",
                 )
         except InputError:
             self._window.close()
@@ -174,7 +176,14 @@ class Capture:
         tunnels = np.zeros((n, MOST_TUNNELS), TUNNEL) if with_tunnels else None
         starts, captured = columns.starts[:n], columns.captured[:n]
         packets = decode(
-            data, starts, captured, columns.wire[:n], columns.time_ns[:n], self._frame, columns.links[:n], tunnels
+            data,
+            starts,
+            captured,
+            columns.wire[:n],
+            columns.time_ns[:n],
+            self._frame,
+            columns.links[:n],
+            tunnels,
         )
         self._frame += n
         return CaptureBatch(packets, data, starts, captured, tunnels)
@@ -205,7 +214,8 @@ class _Pcap:
     def __init__(self, path: Path, window: Window, big: bool, tick_ns: int, header: int) -> None:
         if len(window.data) < 24:
             raise InputError(
-                f"{path}: offset 0: the pcap header needs 24 bytes, {len(window.data)} are there", remedy=REMEDY
+                f"{path}: offset 0: the pcap header needs 24 bytes, {len(window.data)} are there",
+                remedy=REMEDY,
             )
         self._big, self._tick_ns, self._header = big, tick_ns, header
         # the upper bits tell of frame check sequences
@@ -216,9 +226,9 @@ class _Pcap:
     def read(self, window: Window, at: int, columns: _Columns) -> tuple[int, int, int]:
         data = window.data
         filled, at, state = records.walk_pcap(
-            memoryview(data), at, len(data), self._big, self._header, self._tick_ns,
-            memoryview(columns.starts), memoryview(columns.captured), memoryview(columns.wire),
-            memoryview(columns.time_ns), 0,
+            data.data, at, len(data), self._big, self._header, self._tick_ns,
+            columns.starts.data, columns.captured.data, columns.wire.data,
+            columns.time_ns.data, 0,
         )  # fmt: skip
         columns.links[:filled] = self._link
         return filled, at, state
@@ -250,7 +260,9 @@ class _Interface:
             rest = ticks & np.uint64((1 << min(power, 63)) - 1)
             if power > 30:  # so that the product below fits
                 rest, power = rest >> np.uint64(min(power, 63) - 30), 30
-            time = seconds * np.uint64(1_000_000_000) + ((rest * np.uint64(1_000_000_000)) >> np.uint64(power))
+            time = seconds * np.uint64(1_000_000_000) + (
+                (rest * np.uint64(1_000_000_000)) >> np.uint64(power)
+            )
         elif power <= 9:
             time = ticks * np.uint64(10 ** (9 - power))
         else:
@@ -267,9 +279,15 @@ class _PcapNg:
         self._interfaces: list[_Interface] = []
         self.problem = ""
         needed, _ = self.needs(window, 0)
-        problem = self._section(window.data[:28].tobytes()) if len(window.data) >= 28 else "the section is cut short"
+        problem = (
+            self._section(window.data[:28].tobytes())
+            if len(window.data) >= 28
+            else "the section is cut short"
+        )
         if problem or needed > len(window.data):
-            raise InputError(f"{path}: offset 0: {problem or 'the section header is cut short'}", remedy=REMEDY)
+            raise InputError(
+                f"{path}: offset 0: {problem or 'the section header is cut short'}", remedy=REMEDY
+            )
 
     def needs(self, window: Window, at: int) -> tuple[int, str]:
         head = window.data[at : at + 12].tobytes()
@@ -283,41 +301,34 @@ class _PcapNg:
 
     def read(self, window: Window, at: int, columns: _Columns) -> tuple[int, int, int]:
         data, filled, state = window.data, 0, records.OTHER
-        view = memoryview(data)
-        arrays = [
-            memoryview(a)
-            for a in (columns.starts, columns.captured, columns.wire, columns.ticks, columns.interfaces)
-        ]
         while state == records.OTHER:
             before = filled
             snap_length = self._interfaces[0].snap_length if self._interfaces else 0
-            filled, at, state = records.walk_pcapng(view, at, len(data), self._big, snap_length, *arrays, before)
+            filled, at, state = records.walk_pcapng(
+                data.data, at, len(data), self._big, snap_length, len(self._interfaces),
+                columns.starts.data, columns.captured.data, columns.wire.data,
+                columns.ticks.data, columns.interfaces.data, before,
+            )  # fmt: skip
             if filled > before:
-                good = self._times(columns, before, filled)
-                if good < filled:
-                    at = int(columns.starts[good]) - 28
-                    self.problem = f"no interface {int(columns.interfaces[good])} was described"
-                    return good, at, records.BROKEN
+                self._times(columns, before, filled)
             if state == records.BROKEN:
-                self.problem = "the packet block contradicts itself"
+                self.problem = (
+                    "the packet block contradicts itself, or names an interface that was not described"
+                )
             elif state == records.OTHER:
                 size, _ = self.needs(window, at)
                 if size > len(data) - at:
                     return filled, at, records.MORE
-                self.problem = self._block(data[at : at + size].tobytes(), window.base + at)
+                self.problem = self._block(data[at : at + size], window.base + at)
                 if self.problem:
                     return filled, at, records.BROKEN
                 at += size
         return filled, at, state
 
-    def _times(self, columns: _Columns, start: int, end: int) -> int:
-        """Fills times and link types of rows `start` to `end`; returns the first row it could not fill."""
+    def _times(self, columns: _Columns, start: int, end: int) -> None:
+        """Fills times and link types of rows `start` to `end`."""
         which = columns.interfaces[start:end]
         ticks = columns.ticks[start:end]
-        unknown = np.flatnonzero(which >= len(self._interfaces))
-        if len(unknown):
-            end = start + int(unknown[0])
-            which, ticks = which[: unknown[0]], ticks[: unknown[0]]
         for number in np.unique(which).tolist():
             interface = self._interfaces[number]
             if interface.link not in LINK_TYPES:
@@ -325,17 +336,18 @@ class _PcapNg:
             mask = which == number
             columns.time_ns[start:end][mask] = interface.time_ns(ticks[mask])
             columns.links[start:end][mask] = interface.link
-        return end
 
-    def _block(self, block: bytes, offset: int) -> str:
+    def _block(self, block: U8, offset: int) -> str:
         """Takes in a block that holds no frame; returns what is wrong with it, or nothing."""
-        if block[:4] == PCAPNG_MAGIC:
-            return self._section(block)
-        if len(block) < 12 or len(block) % 4 or block[4:8] != block[-4:]:
+        kind = block[:4].tobytes()
+        if len(block) < 12 or len(block) % 4:
             return "the block contradicts itself"
-        if int.from_bytes(block[:4], "big" if self._big else "little") == 1:
-            return self._description(block, offset)
-        return ""
+        described = int.from_bytes(kind, "big" if self._big else "little") == 1
+        if kind != PCAPNG_MAGIC and not described:
+            return "" if block[4:8].tobytes() == block[-4:].tobytes() else "the block contradicts itself"
+        if len(block) > MOST_DESCRIPTION:
+            return f"a description of {len(block)} bytes"
+        return self._description(block.tobytes(), offset) if described else self._section(block.tobytes())
 
     def _section(self, block: bytes) -> str:
         order = block[8:12]

@@ -13,6 +13,9 @@ import cython
 
 COMPILED: bool = cython.compiled
 
+AHEAD = cython.declare(cython.Py_ssize_t, 1024)
+SHORT = cython.declare(cython.Py_ssize_t, 512)
+
 FULL = 0  # the columns are full
 MORE = 1  # the record at `at` does not end before `limit`
 OTHER = 2  # the block at `at` holds no frame
@@ -56,6 +59,8 @@ def walk_pcap(
     """
     i: cython.Py_ssize_t = filled
     size: cython.Py_ssize_t
+    line: cython.Py_ssize_t
+    touched: cython.uint = 0
     seconds: cython.longlong
     fraction: cython.longlong
     while i < starts.shape[0]:
@@ -70,8 +75,20 @@ def walk_pcap(
         captured[i] = cython.cast(cython.uint, size)
         wire[i] = u32(data, at + 12, big)
         time_ns[i] = seconds * 1000000000 + fraction * tick_ns
+        if at + AHEAD + size < limit and cython.compiled:
+            # where the next record lies is only known once this one has come from memory; loads that nothing
+            # waits for bring short records in before their turn, and of a long one the line that decode needs
+            if size <= SHORT:
+                line = at + AHEAD
+                while line < at + AHEAD + size:
+                    touched ^= data[line]
+                    line += 64
+            else:
+                touched ^= data[at + 80]
         at += header + size
         i += 1
+    if touched > 0xFF:  # never; it keeps the loads above from being optimised away
+        return filled, at, MORE
     return i, at, FULL
 
 
@@ -81,6 +98,7 @@ def walk_pcapng(
     limit: cython.Py_ssize_t,
     big: cython.bint,
     snap_length: cython.uint,
+    described: cython.uint,
     starts: cython.longlong[::1],
     captured: cython.uint[::1],
     wire: cython.uint[::1],
@@ -91,8 +109,8 @@ def walk_pcapng(
     """Reads enhanced, simple and (obsolete) packet blocks into the columns from row `filled` on.
 
     `ticks` are in the interface's own unit; `snap_length` is that of the section's first interface, which a
-    simple packet block leaves out. Returns (rows now filled, offset of the next block, FULL, MORE, OTHER or
-    BROKEN).
+    simple packet block leaves out; `described` is the number of the section's interfaces. Returns (rows now
+    filled, offset of the next block, FULL, MORE, OTHER or BROKEN).
     """
     i: cython.Py_ssize_t = filled
     kind: cython.uint
@@ -127,7 +145,7 @@ def walk_pcapng(
             ticks[i] = (high << 32) | u32(data, at + 16, big)
             size = u32(data, at + 20, big)
             wire[i] = u32(data, at + 24, big)
-        if head + size + 4 > total or u32(data, at + total - 4, big) != total:
+        if interfaces[i] >= described or head + size + 4 > total or u32(data, at + total - 4, big) != total:
             return i, at, BROKEN
         starts[i] = at + head
         captured[i] = cython.cast(cython.uint, size)

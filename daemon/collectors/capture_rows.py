@@ -82,7 +82,8 @@ def _named(batch: CaptureBatch) -> list[bool]:
     packets = batch.packets
     has = (packets["payload_at"] > 0) & (packets["flags"] & (MALFORMED | FIRST_FRAGMENT) == 0)
     dns = (packets["protocol"] == 17) & (
-        np.isin(packets["destination_port"], list(DNS_PORTS)) | np.isin(packets["source_port"], list(DNS_PORTS))
+        np.isin(packets["destination_port"], list(DNS_PORTS))
+        | np.isin(packets["source_port"], list(DNS_PORTS))
     )
     named: list[bool] = (has & ((packets["protocol"] == 6) | dns)).tolist()
     return named

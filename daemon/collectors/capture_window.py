@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import mmap
+import os
 import stat
 import zlib
 from pathlib import Path
@@ -42,13 +43,15 @@ class Window:
         self._stream: BinaryIO | None = None
         self._path = path
         try:
-            self._file = open(path, "rb")
+            self._file = open(path, "rb")  # noqa: SIM115 - closed by close()
             self._open()
         except OSError as error:
-            raise InputError(f"{path}: {error.strerror or error}", remedy="name a capture that can be read") from error
+            raise InputError(
+                f"{path}: {error.strerror or error}", remedy="name a capture that can be read"
+            ) from error
 
     def _open(self) -> None:
-        status = self._file_status()
+        status = os.fstat(self._file.fileno())
         self.bytes_total = status.st_size
         if not stat.S_ISREG(status.st_mode):
             self._stream = self._file
@@ -63,11 +66,6 @@ class Window:
         self.data = np.zeros(0, np.uint8)
         if self._stream is not None:
             self.more(0)
-
-    def _file_status(self):  # type: ignore[no-untyped-def]
-        import os
-
-        return os.fstat(self._file.fileno())
 
     def more(self, at: int) -> bool:
         """Moves the window so that it starts at `data[at]` and reads on; False where nothing is left to read.

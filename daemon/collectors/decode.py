@@ -97,11 +97,11 @@ def decode(
     rows["length"] = wire
     rows["weight"] = 1
     decode_layers.run(
-        memoryview(flat),
-        memoryview(starts),
-        memoryview(captured),
-        memoryview(np.ascontiguousarray(wire, np.uint32)),
-        memoryview(np.ascontiguousarray(links, np.uint16)),
+        flat.data,
+        starts.data,
+        captured.data,
+        np.ascontiguousarray(wire, np.uint32).data,
+        np.ascontiguousarray(links, np.uint16).data,
         rows,
         None if tunnels is None else tunnels.reshape(-1),
         MOST_TUNNELS,

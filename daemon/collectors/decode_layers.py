@@ -1,3 +1,4 @@
+# cython: initializedcheck=False
 # mypy: disable-error-code="untyped-decorator,valid-type,misc"
 """The compiled loop behind `decode`: follows the headers of one frame after the other and writes columns.
 
@@ -40,7 +41,7 @@ TEREDO = cython.declare(cython.uint, 6)
 @cython.cfunc
 @cython.inline
 @cython.exceptval(check=False)
-def be16(data: cython.const[cython.uchar][::1], at: cython.Py_ssize_t) -> cython.uint:
+def be16(data: cython.p_const_uchar, at: cython.Py_ssize_t) -> cython.uint:
     high: cython.uint = data[at]
     return (high << 8) | data[at + 1]
 
@@ -48,7 +49,7 @@ def be16(data: cython.const[cython.uchar][::1], at: cython.Py_ssize_t) -> cython
 @cython.cfunc
 @cython.inline
 @cython.exceptval(check=False)
-def be32(data: cython.const[cython.uchar][::1], at: cython.Py_ssize_t) -> cython.uint:
+def be32(data: cython.p_const_uchar, at: cython.Py_ssize_t) -> cython.uint:
     high: cython.uint = be16(data, at)
     return (high << 16) | be16(data, at + 2)
 
@@ -56,7 +57,7 @@ def be32(data: cython.const[cython.uchar][::1], at: cython.Py_ssize_t) -> cython
 @cython.cfunc
 @cython.inline
 @cython.exceptval(check=False)
-def be64(data: cython.const[cython.uchar][::1], at: cython.Py_ssize_t) -> cython.ulonglong:
+def be64(data: cython.p_const_uchar, at: cython.Py_ssize_t) -> cython.ulonglong:
     high: cython.ulonglong = be32(data, at)
     return (high << 32) | be32(data, at + 4)
 
@@ -153,7 +154,7 @@ class Frame:
 
     @cython.cfunc
     @cython.exceptval(check=False)
-    def link(self, data: cython.const[cython.uchar][::1], kind: cython.uint) -> cython.void:
+    def link(self, data: cython.p_const_uchar, kind: cython.uint) -> cython.void:
         word: cython.uint
         if kind == 1:
             self.ethernet(data)
@@ -180,7 +181,7 @@ class Frame:
 
     @cython.cfunc
     @cython.exceptval(check=False)
-    def version(self, data: cython.const[cython.uchar][::1]) -> cython.void:
+    def version(self, data: cython.p_const_uchar) -> cython.void:
         """IP without anything that says which: the first four bits do."""
         if self.lacks(1):
             return
@@ -193,7 +194,7 @@ class Frame:
 
     @cython.cfunc
     @cython.exceptval(check=False)
-    def ppp(self, data: cython.const[cython.uchar][::1]) -> cython.void:
+    def ppp(self, data: cython.p_const_uchar) -> cython.void:
         word: cython.uint
         if self.lacks(2):
             return
@@ -214,7 +215,7 @@ class Frame:
 
     @cython.cfunc
     @cython.exceptval(check=False)
-    def ethernet(self, data: cython.const[cython.uchar][::1]) -> cython.void:
+    def ethernet(self, data: cython.p_const_uchar) -> cython.void:
         word: cython.uint
         if self.lacks(14):
             return
@@ -222,16 +223,25 @@ class Frame:
         self.at += 14
         if word > 1500:
             self.network(data, word)
-        elif (
-            not self.at + 8 > self.have and be32(data, self.at) == 0xAAAA0300 and be16(data, self.at + 4) == 0
-        ):
-            word = be16(data, self.at + 6)  # SNAP with an EtherType (IEEE 802, RFC 1042)
-            self.at += 8
-            self.network(data, word)
+        else:
+            self.snap(data)
 
     @cython.cfunc
     @cython.exceptval(check=False)
-    def network(self, data: cython.const[cython.uchar][::1], kind: cython.uint) -> cython.void:
+    def snap(self, data: cython.p_const_uchar) -> cython.void:
+        """IEEE 802.2 with an EtherType (RFC 1042); no other is followed."""
+        kind: cython.uint
+        if self.at + 8 > self.have:
+            return
+        if be32(data, self.at) == 0xAAAA0300 and be16(data, self.at + 4) == 0:
+            kind = be16(data, self.at + 6)
+            self.at += 8
+            if kind > 1500:
+                self.network(data, kind)
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def network(self, data: cython.p_const_uchar, kind: cython.uint) -> cython.void:
         """What an EtherType announces, past VLAN tags."""
         while kind == 0x8100 or kind == 0x88A8 or kind == 0x9100 or kind == 0x9200:
             self.labels += 1
@@ -260,19 +270,12 @@ class Frame:
                 self.ppp(data)
         elif kind == 0x6558:
             self.ethernet(data)
-        elif kind <= 1500 and kind != 0 and self.family == 0 and self.vlan != 0:
-            # a length where the EtherType belongs: 802.3 within a tag
-            if not self.at + 8 > self.have and be32(data, self.at) == 0xAAAA0300:
-                kind = be16(data, self.at + 6)
-                self.at += 8
-                if kind == 0x0800:
-                    self.ipv4(data)
-                elif kind == 0x86DD:
-                    self.ipv6(data)
+        elif kind <= 1500:  # a length where the EtherType belongs: IEEE 802.3 within a tag
+            self.snap(data)
 
     @cython.cfunc
     @cython.exceptval(check=False)
-    def mpls(self, data: cython.const[cython.uchar][::1]) -> cython.void:
+    def mpls(self, data: cython.p_const_uchar) -> cython.void:
         last: cython.bint = False
         while not last:
             self.labels += 1
@@ -319,7 +322,7 @@ class Frame:
 
     @cython.cfunc
     @cython.exceptval(check=False)
-    def ipv4(self, data: cython.const[cython.uchar][::1]) -> cython.void:
+    def ipv4(self, data: cython.p_const_uchar) -> cython.void:
         at: cython.Py_ssize_t = self.at
         header: cython.Py_ssize_t
         total: cython.Py_ssize_t
@@ -366,7 +369,7 @@ class Frame:
     @cython.cfunc
     @cython.exceptval(check=False)
     def options(
-        self, data: cython.const[cython.uchar][::1], at: cython.Py_ssize_t, end: cython.Py_ssize_t
+        self, data: cython.p_const_uchar, at: cython.Py_ssize_t, end: cython.Py_ssize_t
     ) -> cython.void:
         """Flags IPv4 options that do not fit; the security option has at least three bytes (RFC 1108)."""
         while at < end and data[at] != 0:
@@ -380,7 +383,7 @@ class Frame:
 
     @cython.cfunc
     @cython.exceptval(check=False)
-    def ipv6(self, data: cython.const[cython.uchar][::1]) -> cython.void:
+    def ipv6(self, data: cython.p_const_uchar) -> cython.void:
         at: cython.Py_ssize_t = self.at
         total: cython.Py_ssize_t
         if self.lacks(40):
@@ -409,7 +412,7 @@ class Frame:
 
     @cython.cfunc
     @cython.exceptval(check=False)
-    def extensions(self, data: cython.const[cython.uchar][::1], kind: cython.uint) -> cython.void:
+    def extensions(self, data: cython.p_const_uchar, kind: cython.uint) -> cython.void:
         """IPv6 extension headers up to the transport header (RFC 8200, section 4)."""
         word: cython.uint
         while (
@@ -446,7 +449,7 @@ class Frame:
 
     @cython.cfunc
     @cython.exceptval(check=False)
-    def transport(self, data: cython.const[cython.uchar][::1], kind: cython.uint) -> cython.void:
+    def transport(self, data: cython.p_const_uchar, kind: cython.uint) -> cython.void:
         at: cython.Py_ssize_t
         if kind == 51:  # authentication header (RFC 4302): length in words of four bytes, less two
             self.labels += 1
@@ -489,7 +492,7 @@ class Frame:
 
     @cython.cfunc
     @cython.exceptval(check=False)
-    def tcp(self, data: cython.const[cython.uchar][::1]) -> cython.void:
+    def tcp(self, data: cython.p_const_uchar) -> cython.void:
         at: cython.Py_ssize_t = self.at
         header: cython.Py_ssize_t
         if self.lacks(4):
@@ -515,7 +518,7 @@ class Frame:
 
     @cython.cfunc
     @cython.exceptval(check=False)
-    def udp(self, data: cython.const[cython.uchar][::1]) -> cython.void:
+    def udp(self, data: cython.p_const_uchar) -> cython.void:
         at: cython.Py_ssize_t = self.at
         total: cython.Py_ssize_t
         if self.lacks(4):
@@ -546,7 +549,7 @@ class Frame:
     @cython.cfunc
     @cython.inline
     @cython.exceptval(check=False)
-    def udp_tunnel(self, data: cython.const[cython.uchar][::1]) -> cython.void:
+    def udp_tunnel(self, data: cython.p_const_uchar) -> cython.void:
         """VXLAN and Geneve by destination port, Teredo by either; what does not look it stays plain UDP."""
         at: cython.Py_ssize_t = self.at
         usable: cython.Py_ssize_t = (self.have if self.have < self.end else self.end) - at
@@ -580,7 +583,7 @@ class Frame:
 
     @cython.cfunc
     @cython.exceptval(check=False)
-    def teredo(self, data: cython.const[cython.uchar][::1], usable: cython.Py_ssize_t) -> cython.void:
+    def teredo(self, data: cython.p_const_uchar, usable: cython.Py_ssize_t) -> cython.void:
         at: cython.Py_ssize_t = self.at
         if usable >= 4 and be16(data, at) == 1:  # authentication indication (RFC 4380, section 5.1.1)
             at += 13 + data[self.at + 2] + data[self.at + 3]
@@ -595,7 +598,7 @@ class Frame:
 
     @cython.cfunc
     @cython.exceptval(check=False)
-    def gre(self, data: cython.const[cython.uchar][::1]) -> cython.void:
+    def gre(self, data: cython.p_const_uchar) -> cython.void:
         flags: cython.uint
         kind: cython.uint
         if self.lacks(4):
@@ -637,7 +640,7 @@ class Frame:
 
     @cython.cfunc
     @cython.exceptval(check=False)
-    def source_routes(self, data: cython.const[cython.uchar][::1]) -> cython.void:
+    def source_routes(self, data: cython.p_const_uchar) -> cython.void:
         """Skips the source routes of GRE (RFC 1701), which end with one of no length."""
         length: cython.Py_ssize_t = 1
         while length != 0:
@@ -664,6 +667,8 @@ def run(
     most_tunnels: cython.Py_ssize_t,
 ) -> None:
     """Fills what a frame's bytes say into `rows` (PACKET) and, where it is not None, `tunnels` (TUNNEL)."""
+    # a memoryview is copied with every call, a pointer is not; uncompiled, the memoryview itself stands for it
+    pointer: cython.p_const_uchar = cython.address(data[0]) if cython.compiled else data
     frame: Frame = Frame()
     i: cython.Py_ssize_t
     source: cython.ulonglong[:, :] = rows["source"]
@@ -689,7 +694,7 @@ def run(
     for i in range(starts.shape[0]):
         frame.tunnel_row = i
         frame.begin(starts[i], captured[i], wire[i])
-        frame.link(data, links[i])
+        frame.link(pointer, links[i])
         source[i, 0] = frame.source_high
         source[i, 1] = frame.source_low
         destination[i, 0] = frame.destination_high

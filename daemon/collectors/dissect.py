@@ -63,7 +63,7 @@ def client_hello(stream: bytes | memoryview) -> ClientHello | None:
         if head[0] != 0x16 or not 0 < size <= 16384 + 256:
             return None
         message += stream[at + 5 : at + 5 + size]
-        if message[:1] not in (b"", b"\x01"):
+        if message and message[0] != 1:
             return None
         if len(message) >= 4 and len(message) >= 4 + int.from_bytes(message[1:4], "big"):
             return hello_message(bytes(message[4 : 4 + int.from_bytes(message[1:4], "big")]), "t")
@@ -133,10 +133,11 @@ def _ja4(transport: str, version: int, ciphers: list[int], extensions: list[tupl
     signatures = [f"{w:04x}" for w in _words(said.get(SIGNATURE_ALGORITHMS, b"")[2:])]
     kinds = sorted(f"{kind:04x}" for kind, _ in extensions if kind not in (SERVER_NAME, ALPN))
     listed = ",".join(kinds) + ("_" + ",".join(signatures) if signatures else "")
+    named = "d" if SERVER_NAME in said else "i"
+    counts = f"{min(len(ciphers), 99):02d}{min(len(extensions), 99):02d}"
     return "_".join(
         (
-            f"{transport}{JA4_VERSIONS.get(version, '00')}{'d' if SERVER_NAME in said else 'i'}"
-            f"{min(len(ciphers), 99):02d}{min(len(extensions), 99):02d}{_ja4_protocol(said.get(ALPN, b''))}",
+            f"{transport}{JA4_VERSIONS.get(version, '00')}{named}{counts}{_ja4_protocol(said.get(ALPN, b''))}",
             _digest(",".join(sorted(f"{c:04x}" for c in ciphers))),
             _digest(listed if kinds else ""),
         )

@@ -71,8 +71,9 @@ class FlowTable:
 
     def _bind(self, clock: int) -> None:
         k0, k1 = (int.from_bytes(self._key[i : i + 8], "little") for i in (0, 8))
+        scratch = np.zeros(8, np.uint64)
         self._table = table.Table(
-            memoryview(self._tags), memoryview(self._slots), k0, k1, self._idle_ns, clock
+            self._tags.data, self._slots.reshape(-1).data, scratch.data, k0, k1, self._idle_ns, clock
         )
 
     def __len__(self) -> int:
@@ -82,11 +83,11 @@ class FlowTable:
     def update(self, packets: NDArray[Any], provenance: Provenance = Provenance.KERNEL) -> FlowBatch:
         """Takes in PACKET[n] in the order of capture; returns the rows that it gives, in order of time."""
         self._provenance = int(provenance)
-        rows = np.empty((2 * len(packets), table.ROW), np.uint64)
+        rows = np.empty((2 * len(packets), table.ROW_WORDS), np.uint64)
         columns: Any = packets
         if not table.COMPILED:
-            columns = {name: memoryview(np.ascontiguousarray(packets[name])) for name in COLUMNS}
-        count, skipped = self._table.update(columns, memoryview(rows) if len(packets) else rows)
+            columns = {name: np.ascontiguousarray(packets[name]).data for name in COLUMNS}
+        count, skipped = self._table.update(columns, rows.reshape(-1).data)
         self.skipped += skipped
         return self._batch(rows[:count])
 
@@ -94,8 +95,8 @@ class FlowTable:
         """At the end of a replay: what the last rows did not say yet, oldest flow first; the table is then empty."""
         used = np.flatnonzero(self._tags)
         order = used[np.lexsort((self._slots[used, 17], self._slots[used, 5].astype(np.int64)))]
-        rows = np.empty((len(order), table.ROW), np.uint64)
-        count = self._table.finish(memoryview(order.astype(np.int64)), memoryview(rows)) if len(order) else 0
+        rows = np.empty((len(order), table.ROW_WORDS), np.uint64)
+        count = self._table.finish(order.astype(np.int64).data, rows.reshape(-1).data) if len(order) else 0
         self._clear()
         return self._batch(rows[:count])
 
@@ -153,7 +154,9 @@ class FlowTable:
             bytes_in=rows[:, 12].astype(np.int64),
             flow=rows[:, 13].copy(),
             frame=rows[:, 14].astype(np.int64),
-            provenance=np.where(rows[:, 15] != 0, int(Provenance.NETWORK), self._provenance).astype(np.uint8),
+            provenance=np.where(packed & np.uint64(1) != 0, int(Provenance.NETWORK), self._provenance).astype(
+                np.uint8
+            ),
             spans=np.full((n, 2, 2), -1, np.int32),
         )
 

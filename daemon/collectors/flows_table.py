@@ -1,4 +1,5 @@
-# mypy: disable-error-code="untyped-decorator,valid-type,misc"
+# cython: initializedcheck=False
+# mypy: disable-error-code="untyped-decorator,valid-type,misc,no-any-return"
 """The compiled loop behind `FlowTable`: one packet after the other into a set-associative table of flows.
 
 The table never grows: a flow that finds its bucket full takes the place of the one idle longest. What the loop
@@ -22,12 +23,19 @@ tunnelled; 5 first, 6 last time; 7 time, 8 bytes and 19 packets of the last row 
 and the higher end's packets: 9, 10 packets seen, 11, 12 payload times weight, 13, 14 furthest position in the
 sequence space; 15 what position 0 is; 16 state and bits; 17 last frame; 18 the flow's name."""
 
-ROW = 17
+ROW_WORDS = 15
 """64-bit words of a row: time, first, last, source, source, destination, destination, ports and protocol,
-state, packets out, packets in, bytes out, bytes in, flow, frame, tunnelled, spare."""
+state, packets out, packets in, bytes out, bytes in, flow, frame."""
+
+ROW = cython.declare(cython.Py_ssize_t, 15)
 
 WAYS = cython.declare(cython.Py_ssize_t, 8)
 MASK = cython.declare(cython.ulonglong, 0xFFFFFFFFFFFFFFFF)
+SIP0 = cython.declare(cython.ulonglong, 0x736F6D6570736575)
+SIP1 = cython.declare(cython.ulonglong, 0x646F72616E646F6D)
+SIP2 = cython.declare(cython.ulonglong, 0x6C7967656E657261)
+SIP3 = cython.declare(cython.ulonglong, 0x7465646279746573)
+LOWER_PORT = cython.declare(cython.ulonglong, 0x0000FFFF00000000)
 MASK32 = cython.declare(cython.ulonglong, 0xFFFFFFFF)
 
 OTHER = cython.declare(cython.ulonglong, 0)
@@ -66,63 +74,40 @@ LATE_NS = cython.declare(cython.longlong, 1_000_000_000)
 
 
 @cython.cfunc
-@cython.inline
 @cython.exceptval(check=False)
-def rotate(x: cython.ulonglong, bits: cython.int) -> cython.ulonglong:
-    return ((x << bits) | (x >> (64 - bits))) & MASK
-
-
-@cython.final
-@cython.cclass
-class Sip:
-    """SipHash-1-3 of whole 64-bit words."""
-
-    v0: cython.ulonglong
-    v1: cython.ulonglong
-    v2: cython.ulonglong
-    v3: cython.ulonglong
-
-    @cython.cfunc
-    @cython.inline
-    @cython.exceptval(check=False)
-    def begin(self, k0: cython.ulonglong, k1: cython.ulonglong) -> cython.void:
-        self.v0 = k0 ^ 0x736F6D6570736575
-        self.v1 = k1 ^ 0x646F72616E646F6D
-        self.v2 = k0 ^ 0x6C7967656E657261
-        self.v3 = k1 ^ 0x7465646279746573
-
-    @cython.cfunc
-    @cython.inline
-    @cython.exceptval(check=False)
-    def turn(self) -> cython.void:
-        self.v0 = (self.v0 + self.v1) & MASK
-        self.v1 = rotate(self.v1, 13) ^ self.v0
-        self.v0 = rotate(self.v0, 32)
-        self.v2 = (self.v2 + self.v3) & MASK
-        self.v3 = rotate(self.v3, 16) ^ self.v2
-        self.v0 = (self.v0 + self.v3) & MASK
-        self.v3 = rotate(self.v3, 21) ^ self.v0
-        self.v2 = (self.v2 + self.v1) & MASK
-        self.v1 = rotate(self.v1, 17) ^ self.v2
-        self.v2 = rotate(self.v2, 32)
-
-    @cython.cfunc
-    @cython.inline
-    @cython.exceptval(check=False)
-    def word(self, m: cython.ulonglong) -> cython.void:
-        self.v3 ^= m
-        self.turn()
-        self.v0 ^= m
-
-    @cython.cfunc
-    @cython.inline
-    @cython.exceptval(check=False)
-    def end(self) -> cython.ulonglong:
-        self.v2 ^= 0xFF
-        self.turn()
-        self.turn()
-        self.turn()
-        return self.v0 ^ self.v1 ^ self.v2 ^ self.v3
+def siphash(
+    k0: cython.ulonglong,
+    k1: cython.ulonglong,
+    words: cython.p_ulonglong,
+    first: cython.int,
+    last: cython.int,
+) -> cython.ulonglong:
+    """SipHash-1-3 of the words from `first` up to `last`."""
+    v0: cython.ulonglong = k0 ^ SIP0
+    v1: cython.ulonglong = k1 ^ SIP1
+    v2: cython.ulonglong = k0 ^ SIP2
+    v3: cython.ulonglong = k1 ^ SIP3
+    m: cython.ulonglong = 0
+    n: cython.int
+    for n in range(first, last + 3):
+        if n < last:
+            m = words[n]
+            v3 ^= m
+        elif n == last:
+            v2 ^= 0xFF
+            m = 0
+        v0 = (v0 + v1) & MASK
+        v1 = (((v1 << 13) | (v1 >> 51)) & MASK) ^ v0
+        v0 = ((v0 << 32) | (v0 >> 32)) & MASK
+        v2 = (v2 + v3) & MASK
+        v3 = (((v3 << 16) | (v3 >> 48)) & MASK) ^ v2
+        v0 = (v0 + v3) & MASK
+        v3 = (((v3 << 21) | (v3 >> 43)) & MASK) ^ v0
+        v2 = (v2 + v1) & MASK
+        v1 = (((v1 << 17) | (v1 >> 47)) & MASK) ^ v2
+        v2 = ((v2 << 32) | (v2 >> 32)) & MASK
+        v0 ^= m
+    return v0 ^ v1 ^ v2 ^ v3
 
 
 @cython.cfunc
@@ -150,150 +135,161 @@ class Table:
     """The slots, and the rows that the present batch gives."""
 
     tags: cython.ulonglong[::1]
-    slots: cython.ulonglong[:, ::1]
-    rows: cython.ulonglong[:, ::1]
+    slots: cython.ulonglong[::1]
+    first_slot: cython.p_ulonglong
+    scratch: cython.ulonglong[::1]
+    key: cython.p_ulonglong
+    rows: cython.ulonglong[::1]
     count: cython.Py_ssize_t
     clock: cython.longlong
     idle_ns: cython.longlong
     k0: cython.ulonglong
     k1: cython.ulonglong
     buckets: cython.ulonglong
-    hash: Sip
 
-    def __init__(self, tags: Any, slots: Any, k0: int, k1: int, idle_ns: int, clock: int) -> None:
-        """`tags` is uint64[capacity] and `slots` uint64[capacity, WORDS]; the capacity a power of two, at least 8."""
+    def __init__(
+        self, tags: Any, slots: Any, scratch: Any, k0: int, k1: int, idle_ns: int, clock: int
+    ) -> None:
+        """`tags` is uint64[capacity], `slots` uint64[capacity * WORDS] and `scratch` uint64[8].
+
+        The capacity is a power of two, at least 8.
+        """
         self.tags = tags
-        self.buckets = len(tags) // 8 - 1
         self.slots = slots
+        self.scratch = scratch
+        if cython.compiled:
+            self.first_slot = cython.address(self.slots[0])
+            self.key = cython.address(self.scratch[0])
+        else:
+            self.key = scratch
+        self.buckets = len(tags) // 8 - 1
         self.k0 = k0
         self.k1 = k1
         self.idle_ns = idle_ns
         self.clock = clock
         self.count = 0
-        self.hash = Sip()
 
     @cython.cfunc
     @cython.inline
     @cython.exceptval(check=False)
-    def bytes_of(self, slot: cython.Py_ssize_t, side: cython.int) -> cython.ulonglong:
+    def at(self, slot: cython.Py_ssize_t) -> cython.p_ulonglong:
+        """The words of a slot: a pointer to them or, uncompiled, a view of them."""
+        if cython.compiled:
+            return self.first_slot + slot * 20
+        else:  # noqa: RET505 - what is not compiled must not be checked by the compiler either
+            return self.slots[slot * 20 : slot * 20 + 20]
+
+    @cython.cfunc
+    @cython.inline
+    @cython.exceptval(check=False)
+    def bytes_of(self, flow: cython.p_ulonglong, side: cython.int) -> cython.ulonglong:
         """By position where the beginning is known, else by what was seen."""
-        if self.slots[slot, 16] & (KNOWN << side):
-            return self.slots[slot, 13 + side]
-        return self.slots[slot, 11 + side]
+        if flow[16] & (KNOWN << side):
+            return flow[13 + side]
+        return flow[11 + side]
 
     @cython.cfunc
     @cython.exceptval(check=False)
-    def give(self, slot: cython.Py_ssize_t, frame: cython.ulonglong) -> cython.void:
+    def give(self, flow: cython.p_ulonglong, frame: cython.ulonglong) -> cython.void:
         """One row of what is known of a flow now."""
-        bits: cython.ulonglong = self.slots[slot, 16]
-        packed: cython.ulonglong = self.slots[slot, 4]
+        bits: cython.ulonglong = flow[16]
+        packed: cython.ulonglong = flow[4]
         opener: cython.int = 1 if bits & HIGHER_OPENED else 0
-        at: cython.Py_ssize_t = self.count
-        out: cython.ulonglong = self.bytes_of(slot, opener)
-        back: cython.ulonglong = self.bytes_of(slot, 1 - opener)
-        self.rows[at, 0] = cython.cast(cython.ulonglong, self.clock & 0xFFFFFFFFFFFFFFFF)
-        self.rows[at, 1] = self.slots[slot, 5]
-        self.rows[at, 2] = self.slots[slot, 6]
-        self.rows[at, 3] = self.slots[slot, 2 * opener]
-        self.rows[at, 4] = self.slots[slot, 2 * opener + 1]
-        self.rows[at, 5] = self.slots[slot, 2 - 2 * opener]
-        self.rows[at, 6] = self.slots[slot, 3 - 2 * opener]
+        at: cython.Py_ssize_t = self.count * ROW
+        out: cython.ulonglong = self.bytes_of(flow, opener)
+        back: cython.ulonglong = self.bytes_of(flow, 1 - opener)
         if opener:  # the ports change places
-            packed = (
-                (packed & MASK32) | (packed >> 16 & 0xFFFF00000000) | ((packed & 0xFFFF00000000) << 16 & MASK)
-            )
-        self.rows[at, 7] = packed
-        self.rows[at, 8] = bits & STATE
-        self.rows[at, 9] = self.slots[slot, 9 + opener]
-        self.rows[at, 10] = self.slots[slot, 10 - opener]
-        self.rows[at, 11] = out
-        self.rows[at, 12] = back
-        self.rows[at, 13] = self.slots[slot, 18]
-        self.rows[at, 14] = frame
-        self.rows[at, 15] = packed & 1
-        self.rows[at, 16] = 0
-        self.slots[slot, 7] = self.rows[at, 0]
-        self.slots[slot, 8] = (out + back) & MASK
-        self.slots[slot, 19] = self.slots[slot, 9] + self.slots[slot, 10]
-        self.count = at + 1
+            packed = (packed & MASK32) | (packed >> 16 & LOWER_PORT) | ((packed & LOWER_PORT) << 16)
+        flow[7] = cython.cast(cython.ulonglong, self.clock) & MASK
+        self.rows[at] = flow[7]
+        self.rows[at + 1] = flow[5]
+        self.rows[at + 2] = flow[6]
+        self.rows[at + 3] = flow[2 * opener]
+        self.rows[at + 4] = flow[2 * opener + 1]
+        self.rows[at + 5] = flow[2 - 2 * opener]
+        self.rows[at + 6] = flow[3 - 2 * opener]
+        self.rows[at + 7] = packed
+        self.rows[at + 8] = bits & STATE
+        self.rows[at + 9] = flow[9 + opener]
+        self.rows[at + 10] = flow[10 - opener]
+        self.rows[at + 11] = out
+        self.rows[at + 12] = back
+        self.rows[at + 13] = flow[18]
+        self.rows[at + 14] = frame
+        flow[8] = (out + back) & MASK
+        flow[19] = flow[9] + flow[10]
+        self.count += 1
 
     @cython.cfunc
     @cython.exceptval(check=False)
-    def leave(self, slot: cython.Py_ssize_t, frame: cython.ulonglong) -> cython.void:
+    def leave(self, flow: cython.p_ulonglong, frame: cython.ulonglong) -> cython.void:
         """A flow goes: its last row, where that says more than the one before."""
-        closed: cython.bint = self.slots[slot, 16] & STATE >= REFUSED
+        closed: cython.bint = flow[16] & STATE >= REFUSED
         if closed:
-            if self.bytes_of(slot, 0) + self.bytes_of(slot, 1) != self.slots[slot, 8]:
-                self.give(slot, frame)
-        elif self.slots[slot, 9] + self.slots[slot, 10] != self.slots[slot, 19]:
-            self.give(slot, frame)
+            if self.bytes_of(flow, 0) + self.bytes_of(flow, 1) != flow[8]:
+                self.give(flow, frame)
+        elif flow[9] + flow[10] != flow[19]:
+            self.give(flow, frame)
 
     @cython.cfunc
     @cython.exceptval(check=False)
-    def find(
-        self,
-        a_high: cython.ulonglong,
-        a_low: cython.ulonglong,
-        b_high: cython.ulonglong,
-        b_low: cython.ulonglong,
-        packed: cython.ulonglong,
-        frame: cython.ulonglong,
-    ) -> cython.Py_ssize_t:
-        """The slot of a flow; where it is new, -1 less the slot that was made free for it and has its key."""
+    def find(self, frame: cython.ulonglong) -> cython.Py_ssize_t:
+        """The slot of the flow in `key`; where it is new, -1 less the slot that was made free and has its key."""
         tag: cython.ulonglong
         first: cython.Py_ssize_t
         slot: cython.Py_ssize_t
         worst: cython.Py_ssize_t
         idle: cython.longlong
         longest: cython.longlong
-        sip: Sip = self.hash
-        sip.begin(self.k0, self.k1)
-        if a_high | b_high:
-            sip.word(a_high)
-            sip.word(b_high)
-        sip.word(((a_low << 32) & MASK) ^ b_low)
-        if a_high | b_high:
-            sip.word(a_low)
-        sip.word(packed)
-        tag = sip.end() | 1
+        key: cython.p_ulonglong = self.key
+        flow: cython.p_ulonglong
+        if key[0] | key[2]:
+            tag = siphash(self.k0, self.k1, key, 0, 5) | 1
+        else:
+            key[5] = key[4]
+            key[6] = ((key[1] << 32) & MASK) | key[3]
+            tag = siphash(self.k0, self.k1, key, 5, 7) | 1
         first = cython.cast(cython.Py_ssize_t, (tag >> 8) & self.buckets) * WAYS
         for slot in range(first, first + WAYS):
-            if (
-                self.tags[slot] == tag
-                and self.slots[slot, 4] == packed
-                and self.slots[slot, 1] == a_low
-                and self.slots[slot, 3] == b_low
-                and self.slots[slot, 0] == a_high
-                and self.slots[slot, 2] == b_high
-            ):
-                return slot
+            if self.tags[slot] == tag:
+                flow = self.at(slot)
+                if (
+                    flow[4] == key[4]
+                    and flow[1] == key[1]
+                    and flow[3] == key[3]
+                    and flow[0] == key[0]
+                    and flow[2] == key[2]
+                ):
+                    return slot
         worst = first
         longest = -0x7FFFFFFFFFFFFFFF
         for slot in range(first, first + WAYS):
             if self.tags[slot] == 0:
                 worst = slot
                 break
-            idle = self.clock - signed(self.slots[slot, 6])
-            if self.slots[slot, 16] & STATE == ESTABLISHED:
+            flow = self.at(slot)
+            idle = self.clock - signed(flow[6])
+            if flow[16] & STATE == ESTABLISHED:
                 idle -= GRACE_NS
             if idle > longest:
                 longest = idle
                 worst = slot
+        flow = self.at(worst)
         if self.tags[worst]:
-            self.leave(worst, frame)
+            self.leave(flow, frame)
         self.tags[worst] = tag
-        self.slots[worst, 0] = a_high
-        self.slots[worst, 1] = a_low
-        self.slots[worst, 2] = b_high
-        self.slots[worst, 3] = b_low
-        self.slots[worst, 4] = packed
+        flow[0] = key[0]
+        flow[1] = key[1]
+        flow[2] = key[2]
+        flow[3] = key[3]
+        flow[4] = key[4]
         return -1 - worst
 
     @cython.cfunc
     @cython.exceptval(check=False)
     def open(
         self,
-        slot: cython.Py_ssize_t,
+        flow: cython.p_ulonglong,
         side: cython.int,
         time: cython.ulonglong,
         protocol: cython.uint,
@@ -306,10 +302,9 @@ class Table:
         bits: cython.ulonglong = OTHER
         opener: cython.int = side
         bases: cython.ulonglong = 0
-        sip: Sip = self.hash
-        for word in range(5, WORDS):
-            self.slots[slot, word] = 0
-        self.slots[slot, 5] = time
+        for word in range(5, 20):
+            flow[word] = 0
+        flow[5] = time
         if protocol == 6 and tcp_flags & SYN_FLAG:
             bits = SYN | (KNOWN << side)
             bases = ((sequence + 1) & MASK32) << (32 * side)
@@ -318,20 +313,17 @@ class Table:
                 bits |= ANSWERED | (KNOWN << opener)
                 bases |= acknowledgement << (32 * opener)
         elif protocol == 6 or protocol == 17 or protocol == 132 or protocol == 33 or protocol == 136:
-            opener = self.likely_opener(slot, side, protocol)
-        self.slots[slot, 15] = bases
-        self.slots[slot, 16] = bits | (HIGHER_OPENED if opener else 0)
-        sip.begin(self.k0, self.k1)
-        for word in range(6):
-            sip.word(self.slots[slot, word])
-        self.slots[slot, 18] = sip.end()
+            opener = self.likely_opener(flow, side, protocol)
+        flow[15] = bases
+        flow[16] = bits | (HIGHER_OPENED if opener else 0)
+        flow[18] = siphash(self.k0, self.k1, flow, 0, 6)
 
     @cython.cfunc
     @cython.exceptval(check=False)
-    def likely_opener(self, slot: cython.Py_ssize_t, side: cython.int, protocol: cython.uint) -> cython.int:
+    def likely_opener(self, flow: cython.p_ulonglong, side: cython.int, protocol: cython.uint) -> cython.int:
         """Who opened a flow whose beginning was not seen: the end whose port is less like a service's."""
-        lower: cython.uint = cython.cast(cython.uint, self.slots[slot, 4] >> 48 & 0xFFFF)
-        higher: cython.uint = cython.cast(cython.uint, self.slots[slot, 4] >> 32 & 0xFFFF)
+        lower: cython.uint = cython.cast(cython.uint, flow[4] >> 48 & 0xFFFF)
+        higher: cython.uint = cython.cast(cython.uint, flow[4] >> 32 & 0xFFFF)
         if port_class(lower) != port_class(higher):
             return 1 if port_class(lower) < port_class(higher) else 0
         if protocol == 6 and lower != higher:
@@ -342,7 +334,7 @@ class Table:
     @cython.exceptval(check=False)
     def tcp(
         self,
-        slot: cython.Py_ssize_t,
+        flow: cython.p_ulonglong,
         side: cython.int,
         tcp_flags: cython.uint,
         sequence: cython.ulonglong,
@@ -350,7 +342,7 @@ class Table:
         payload: cython.ulonglong,
     ) -> cython.void:
         """What a segment changes: positions first, then the state."""
-        bits: cython.ulonglong = self.slots[slot, 16]
+        bits: cython.ulonglong = flow[16]
         state: cython.ulonglong = bits & STATE
         opener: cython.int = 1 if bits & HIGHER_OPENED else 0
         other: cython.int = 1 - side
@@ -361,15 +353,15 @@ class Table:
         fits: cython.bint
         if tcp_flags & SYN_FLAG:
             if state == SYN:
-                self.opening(slot, side, tcp_flags, sequence, acknowledgement, payload)
+                self.opening(flow, side, tcp_flags, sequence, acknowledgement, payload)
             return
-        base = self.slots[slot, 15] >> (32 * side) & MASK32
+        base = flow[15] >> (32 * side) & MASK32
         if bits & (KNOWN << side):
-            moved = ahead(sequence + payload, base + self.slots[slot, 13 + side])
+            moved = ahead(sequence + payload, base + flow[13 + side])
             behind = moved < 0
             if moved > 0 and not bits & (ENDED << side) and (not tcp_flags & RST_FLAG or moved < MOST_RESET):
-                self.slots[slot, 13 + side] += cython.cast(cython.ulonglong, moved)
-        base = self.slots[slot, 15] >> (32 * other) & MASK32
+                flow[13 + side] += cython.cast(cython.ulonglong, moved)
+        base = flow[15] >> (32 * other) & MASK32
         if state == SYN and not tcp_flags & RST_FLAG and tcp_flags & ACK_FLAG:
             fits = bits & (KNOWN << other) != 0 and (acknowledgement - base) & MASK32 <= BLIND
             if from_opener:
@@ -381,7 +373,7 @@ class Table:
         if tcp_flags & RST_FLAG:
             if state == SYN and not from_opener and not bits & ANSWERED:
                 # the answer to a SYN acknowledges it; anything else was made up by who did not see the SYN
-                if tcp_flags & ACK_FLAG and (acknowledgement - base) & MASK32 <= self.slots[slot, 13 + other]:
+                if tcp_flags & ACK_FLAG and (acknowledgement - base) & MASK32 <= flow[13 + other]:
                     state = REFUSED
             elif state < REFUSED:
                 state = CLOSED
@@ -389,13 +381,13 @@ class Table:
             bits |= ENDED << side
             if bits & (ENDED << other) and state < REFUSED:
                 state = CLOSED
-        self.slots[slot, 16] = (bits & ~STATE & MASK) | state
+        flow[16] = (bits & ~STATE & MASK) | state
 
     @cython.cfunc
     @cython.exceptval(check=False)
     def opening(
         self,
-        slot: cython.Py_ssize_t,
+        flow: cython.p_ulonglong,
         side: cython.int,
         tcp_flags: cython.uint,
         sequence: cython.ulonglong,
@@ -403,32 +395,32 @@ class Table:
         payload: cython.ulonglong,
     ) -> cython.void:
         """A SYN, or its answer, in a flow that is opening."""
-        bits: cython.ulonglong = self.slots[slot, 16]
+        bits: cython.ulonglong = flow[16]
         opener: cython.int = 1 if bits & HIGHER_OPENED else 0
         shift: cython.int = 32 * side
         base: cython.ulonglong = (sequence + 1) & MASK32
-        others: cython.ulonglong = self.slots[slot, 15] & (MASK32 << (32 - shift))
+        others: cython.ulonglong = flow[15] & (MASK32 << (32 - shift))
         if tcp_flags & ACK_FLAG:
             if side == opener:
                 return
-            if (acknowledgement - (others >> (32 - shift))) & MASK32 > self.slots[slot, 13 + opener]:
+            if (acknowledgement - (others >> (32 - shift))) & MASK32 > flow[13 + opener]:
                 return
-            self.slots[slot, 16] = bits | ANSWERED | (KNOWN << side)
-            self.slots[slot, 15] = others | (base << shift)
-            self.slots[slot, 13 + side] = 0
+            flow[16] = bits | ANSWERED | (KNOWN << side)
+            flow[15] = others | (base << shift)
+            flow[13 + side] = 0
         elif side == opener:
-            if self.slots[slot, 15] >> shift & MASK32 != base:  # another try from the same port
-                self.slots[slot, 15] = others | (base << shift)
-                self.slots[slot, 16] = bits & ~ANSWERED & MASK
-                self.slots[slot, 13 + side] = payload
-            elif self.slots[slot, 13 + side] < payload:
-                self.slots[slot, 13 + side] = payload
+            if flow[15] >> shift & MASK32 != base:  # another try from the same port
+                flow[15] = others | (base << shift)
+                flow[16] = bits & ~ANSWERED & MASK
+                flow[13 + side] = payload
+            elif flow[13 + side] < payload:
+                flow[13 + side] = payload
 
     @cython.cfunc
     @cython.exceptval(check=False)
     def begins_anew(
         self,
-        slot: cython.Py_ssize_t,
+        flow: cython.p_ulonglong,
         side: cython.int,
         time: cython.longlong,
         protocol: cython.uint,
@@ -436,9 +428,9 @@ class Table:
         sequence: cython.ulonglong,
     ) -> cython.bint:
         """Whether a packet with a known five-tuple belongs to another flow than the one in the slot."""
-        bits: cython.ulonglong = self.slots[slot, 16]
+        bits: cython.ulonglong = flow[16]
         state: cython.ulonglong = bits & STATE
-        idle: cython.bint = time - signed(self.slots[slot, 6]) > self.idle_ns
+        idle: cython.bint = time - signed(flow[6]) > self.idle_ns
         opener: cython.int = 1 if bits & HIGHER_OPENED else 0
         if protocol != 6:
             return idle
@@ -446,16 +438,13 @@ class Table:
             return idle and state >= REFUSED
         if not tcp_flags & ACK_FLAG:
             return state >= REFUSED or idle
-        if state == SYN or side == opener and state != OTHER:
+        if state == SYN or (side == opener and state != OTHER):
             return False
         # the server answers a SYN that was missed, or that looked like none of a new flow
-        return (
-            not bits & (KNOWN << side)
-            or (sequence + 1) & MASK32 != self.slots[slot, 15] >> (32 * side) & MASK32
-        )
+        return not bits & (KNOWN << side) or (sequence + 1) & MASK32 != flow[15] >> (32 * side) & MASK32
 
     def update(self, packets: Any, rows: Any) -> tuple[int, int]:
-        """Takes in `packets` (PACKET[n]); `rows` is uint64[2 n, ROW]. Returns (rows given, packets left out)."""
+        """Takes in `packets` (PACKET[n]); `rows` is uint64[2 n * ROW_WORDS]. Returns (rows given, packets left out)."""
         time_ns: cython.const[cython.longlong][:] = packets["time_ns"]
         frames: cython.const[cython.longlong][:] = packets["frame"]
         source: cython.const[cython.ulonglong][:, :] = packets["source"]
@@ -472,6 +461,8 @@ class Table:
         flags: cython.const[cython.uchar][:] = packets["flags"]
         i: cython.Py_ssize_t
         slot: cython.Py_ssize_t
+        flow: cython.p_ulonglong
+        key: cython.p_ulonglong = self.key
         skipped: cython.Py_ssize_t = 0
         side: cython.int
         is_new: cython.bint
@@ -509,7 +500,7 @@ class Table:
             # a little out of order is usual in captures of several interfaces; rows come in order of time
             if time >= self.clock or self.clock - time > LATE_NS:
                 self.clock = time
-            unsigned = cython.cast(cython.ulonglong, time & 0xFFFFFFFFFFFFFFFF)
+            unsigned = cython.cast(cython.ulonglong, time) & MASK
             frame = frames[i]
             payload = payloads[i]
             s_high = source[i, 0]
@@ -526,36 +517,35 @@ class Table:
                 s_high == d_high and (s_low > d_low or (s_low == d_low and s_port > d_port))
             ):
                 side = 1
-            if side:
-                packed |= (d_port << 48) | (s_port << 32)
-                slot = self.find(d_high, d_low, s_high, s_low, packed, frame)
-            else:
-                packed |= (s_port << 48) | (d_port << 32)
-                slot = self.find(s_high, s_low, d_high, d_low, packed, frame)
+            key[2 * side] = s_high
+            key[2 * side + 1] = s_low
+            key[2 - 2 * side] = d_high
+            key[3 - 2 * side] = d_low
+            key[4] = packed | (s_port << (48 - 16 * side)) | (d_port << (32 + 16 * side))
+            slot = self.find(frame)
             is_new = slot < 0
-            if is_new:
-                slot = -1 - slot
-            elif self.begins_anew(slot, side, time, protocol, said, sequences[i]):
+            flow = self.at(-1 - slot if is_new else slot)
+            if not is_new and self.begins_anew(flow, side, time, protocol, said, sequences[i]):
                 is_new = True
-                self.leave(slot, frame)
+                self.leave(flow, frame)
             if is_new:
-                self.open(slot, side, unsigned, protocol, said, sequences[i], acknowledgements[i])
-            before = self.slots[slot, 16] & STATE
-            if is_new or time > signed(self.slots[slot, 6]):
-                self.slots[slot, 6] = unsigned
-            self.slots[slot, 9 + side] += 1
-            self.slots[slot, 11 + side] += payload * weights[i]
-            self.slots[slot, 17] = frame
+                self.open(flow, side, unsigned, protocol, said, sequences[i], acknowledgements[i])
+            before = flow[16] & STATE
+            if is_new or time > signed(flow[6]):
+                flow[6] = unsigned
+            flow[9 + side] += 1
+            flow[11 + side] += payload * weights[i]
+            flow[17] = frame
             if protocol == 6:
-                self.tcp(slot, side, said, sequences[i], acknowledgements[i], payload)
-            total = self.bytes_of(slot, 0) + self.bytes_of(slot, 1) - self.slots[slot, 8]
+                self.tcp(flow, side, said, sequences[i], acknowledgements[i], payload)
+            total = self.bytes_of(flow, 0) + self.bytes_of(flow, 1) - flow[8]
             if (
                 is_new
-                or self.slots[slot, 16] & STATE != before
+                or flow[16] & STATE != before
                 or signed(total & MASK) >= ROW_BYTES
-                or time - signed(self.slots[slot, 7]) >= ROW_NS
+                or time - signed(flow[7]) >= ROW_NS
             ):
-                self.give(slot, frame)
+                self.give(flow, frame)
         return self.count, skipped
 
     def time(self) -> int:
@@ -565,10 +555,12 @@ class Table:
     def finish(self, order: cython.const[cython.longlong][::1], rows: Any) -> int:
         """The last row of each slot named in `order`, where it says more than the one before."""
         i: cython.Py_ssize_t
+        flow: cython.p_ulonglong
         self.rows = rows
         self.count = 0
         for i in range(order.shape[0]):
-            self.leave(order[i], self.slots[order[i], 17])
+            flow = self.at(order[i])
+            self.leave(flow, flow[17])
         return self.count
 
 
@@ -579,4 +571,5 @@ def signed(x: cython.ulonglong) -> cython.longlong:
     """Two's complement, which Python's own integers have not."""
     if cython.compiled:
         return cython.cast(cython.longlong, x)
-    return x - (1 << 64) if x >= 1 << 63 else x  # type: ignore[no-any-return]
+    else:  # noqa: RET505
+        return x - (1 << 64) if x >= 1 << 63 else x
