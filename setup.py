@@ -11,6 +11,7 @@ HOT = {
     "gatewatch.daemon.collectors.decode_layers": "daemon/collectors/decode_layers.py",
     "gatewatch.daemon.collectors.flows_table": "daemon/collectors/flows_table.py",
     "gatewatch.daemon.collectors.capture_records": "daemon/collectors/capture_records.py",
+    "gatewatch.daemon.collectors.weights": "daemon/collectors/weights.py",
 }
 
 DIRECTIVES = {"language_level": 3, "boundscheck": False, "wraparound": False, "cdivision": True}

@@ -109,9 +109,9 @@ class Capture:
         if len(found) > 1:
             rows = np.concatenate(found)
             rows = rows[np.argsort(rows["time_ns"], kind="stable")]
+        self.shared.count(frames=self.frames, passed=self.passed, sampled=self.sampled)
         if self.shared.push(rows):
             os.eventfd_write(self.notify, 1)
-        self.shared.count(frames=self.frames, passed=self.passed, sampled=self.sampled)
         return len(rows)
 
     def _columns(self, frames: Frames, one_in: int) -> NDArray[np.void]:
