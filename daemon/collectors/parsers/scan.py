@@ -20,7 +20,7 @@ NO_TIME = cython.declare(cython.longlong, -(1 << 63))
 # How fields are taken from a message after its prefix; the tables of `sshd.py` name these by `KINDS`.
 NOTHING = cython.declare(cython.int, 0)
 ATTEMPT = cython.declare(cython.int, 1)  # METHOD for [invalid user ]USER from ADDRESS port N[ ssh2[: KEY]]
-USER_FROM = cython.declare(cython.int, 2)  # [invalid user |illegal user ]USER from ADDRESS[ port N][ ssh2]
+USER_FROM = cython.declare(cython.int, 2)  # USER from ADDRESS[ port N][ ssh2]
 USER_ADDRESS = cython.declare(cython.int, 3)  # [[authenticating |invalid ]user USER ]ADDRESS[ port N]
 ADDRESS = cython.declare(cython.int, 4)  # ADDRESS, and then anything
 LAST_ADDRESS = cython.declare(cython.int, 5)  # anything, and then ` from ADDRESS[ port N]`
@@ -437,11 +437,11 @@ class Scanner:
         first = np.full(len(strict) * 256, -1, np.int16)
         order: list[int] = []
         for program in range(len(strict)):
-            for byte in range(256):
-                fit = [i for i, s in enumerate(shapes) if s[0] == program and (not s[1] or s[1][0] == byte)]
-                if fit:
-                    first[program * 256 + byte] = len(order)
-                    order += fit + [-1]
+            mine = [i for i, shape in enumerate(shapes) if shape[0] == program]
+            leads = range(256) if any(not shapes[i][1] for i in mine) else {shapes[i][1][0] for i in mine}
+            for lead in leads:
+                first[program * 256 + lead] = len(order)
+                order += [i for i in mine if shapes[i][1][:1] in (b"", bytes((lead,)))] + [-1]
         self.first = first
         self.order = np.array(order + [-1], np.int16)
         self.slots = np.zeros((SLOTS, 3), np.int64)
@@ -669,7 +669,7 @@ class Scanner:
             while i < length and p[at + i] == p[start + i]:
                 i += 1
             if i == length:
-                self.service = self.slot_hash[slot]
+                self.service = cython.cast(cython.ulonglong, self.slot_hash[slot])
                 return self.slots[slot, 2]
         name: bytes = self.chunk[start:end]
         self.slots[slot, 0] = start
@@ -1031,6 +1031,8 @@ class Scanner:
                 if at < end:
                     self.key_from = at
                     self.key_to = _space(p, at, end)
+                    if p[self.key_to - 1] == 44:
+                        self.key_to -= 1
         self._address(self.tail_address, self.tail_end)
         i = self.tail_from
         if _starts(p, start, i, b"invalid user ") or _starts(p, start, i, b"illegal user "):
@@ -1235,10 +1237,7 @@ class Scanner:
             if not self._tail(start, end, False):
                 return False
             self._address(self.tail_address, self.tail_end)
-            i = self.tail_from
-            if _starts(p, start, i, b"invalid user ") or _starts(p, start, i, b"illegal user "):
-                start += 13
-            return self._user(start, i)
+            return self._user(start, self.tail_from)
         if kind == NOTHING:
             return True
         if kind == USER:
@@ -1535,8 +1534,11 @@ class Scanner:
         self.method_from = start
         self.method_to = i
         start = i + 1
+        i = _space_before(p, start, end)
+        if i > start and _starts(p, i, end, b" HTTP/"):
+            end = i
         i = start
-        while i < end and p[i] != 32 and p[i] != 63:
+        while i < end and p[i] != 63:
             i += 1
         self.path_from = start
         self.path_to = i

@@ -54,6 +54,15 @@ QUIET_MODULES = frozenset(
 PREAUTH = 16
 """Added to an outcome: it holds for messages that end in ` [preauth]`; others say nothing of a login."""
 
+PAM_ERRORS = (
+    (b"Authentication failure", Outcome.PAM_FAILURE),
+    (b"User not known to the underlying authentication module", Outcome.PAM_FAILURE),
+    (b"Permission denied", Outcome.PAM_FAILURE),
+    (b"User account has expired", Outcome.OTHER),
+    (b"Authentication token expired", Outcome.OTHER),
+)
+"""What `pam_strerror` says (libpam, pam_strerror.c) and sshd repeats, of an attempt that it also logs itself."""
+
 # Messages that say nothing of a login, or nothing that another line does not say as well.
 SSHD_QUIET = (
     "Access denied for user |Account |Allocated |Attempt to write login records |Authentication |"
@@ -96,13 +105,14 @@ SHAPES: tuple[tuple[int, bytes, str, int], ...] = (
     (SSHD, b"Illegal user ", "user_from", Outcome.INVALID_USER),
     (SSHD, b"input_userauth_request: invalid user ", "user", Outcome.OTHER),
     (SSHD, b"input_userauth_request: illegal user ", "user", Outcome.OTHER),
+    (SSHD, b"maximum authentication attempts exceeded for invalid user ", "user_from", Outcome.DISCONNECT),
     (SSHD, b"maximum authentication attempts exceeded for ", "user_from", Outcome.DISCONNECT),
-    (SSHD, b"PAM: Authentication failure for ", "user_from", Outcome.PAM_FAILURE),
-    (SSHD, b"PAM: User not known to the underlying authentication module for ", "user_from", Outcome.PAM_FAILURE),
-    (SSHD, b"PAM: User account has expired for ", "user_from", Outcome.OTHER),
-    (SSHD, b"PAM: Module is unknown for ", "user_from", Outcome.OTHER),
-    (SSHD, b"PAM: Have exhausted maximum number of retries for service", "nothing", Outcome.OTHER),
-    (SSHD, b"PAM: Permission denied for ", "user_from", Outcome.PAM_FAILURE),
+    *(
+        (SSHD, b"PAM: " + said + b" for " + who, "user_from", outcome)
+        for said, outcome in PAM_ERRORS
+        for who in (b"illegal user ", b"invalid user ", b"")
+    ),
+    (SSHD, b"PAM: ", "nothing", Outcome.OTHER),
     (SSHD, b"PAM service(", "nothing", Outcome.OTHER),
     *((SSHD, b"PAM %d" % digit, "more", Outcome.PAM_FAILURE) for digit in range(1, 10)),
     (SSHD, b"Connection closed by ", "user_address", Outcome.DISCONNECT),
