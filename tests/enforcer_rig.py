@@ -159,12 +159,12 @@ class Rig:
 
 def flows(connection: socket.socket, limit_s: float = 0.7) -> bool:
     """Whether data still comes, once what had arrived before is read."""
-    connection.setblocking(False)
-    with contextlib.suppress(BlockingIOError):
-        while connection.recv(1 << 20):
-            pass
-    connection.settimeout(limit_s)
     try:
+        connection.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while connection.recv(1 << 20):
+                pass
+        connection.settimeout(limit_s)
         return bool(connection.recv(1))
     except OSError:
         return False

@@ -173,7 +173,7 @@ class KillSwitch:
 
     def write_break_glass(self, folder: str) -> None:
         """Render the file for `nft -f` ahead of the day when nothing else runs. Raises EnforcerError."""
-        endpoints = {e.name: e.services for e in self._rails.endpoints if e.kill_switch}
+        endpoints = {e.name: e.services for e in self._choose([], by_analyser=False)[0]}
         path = f"{folder}/break-glass.nft"
         try:
             fresh = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

@@ -74,7 +74,7 @@ def held(nft: Nft, table: str) -> Held | None:
     listed = nft.table(table)
     if listed is None:
         return None
-    awake = all("dormant" not in str(o["table"].get("flags", "")) for o in listed if "table" in o)
+    awake = all("flags" not in o["table"] for o in listed if "table" in o)  # such as dormant
     hooks = {
         o["chain"]["name"]
         for o in listed

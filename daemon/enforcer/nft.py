@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
+import os
 from typing import Any
 
 from ..errors import EnforcerError
@@ -44,18 +46,20 @@ class Nft:
         self._run(commands)
 
     def table(self, name: str) -> list[dict[str, Any]] | None:
-        """What is in the table `inet name`, as libnftables-json(5) objects; None where there is none."""
+        """What is in the table `inet name`, as libnftables-json(5) objects; None where there is none.
+
+        Empty where the listing is no JSON: libnftables 1.0.6 writes stray memory for a table with flags, and
+        none of ours has any.
+        """
         self._flags(_JSON | _NUMERIC)
-        if {"family": "inet", "name": name} not in self._tables():
-            return None
-        return self._objects(f"list table inet {name}")
-
-    def _tables(self) -> list[dict[str, Any]]:
-        found = [o["table"] for o in self._objects("list tables") if "table" in o]
-        return [{"family": t["family"], "name": t["name"]} for t in found]
-
-    def _objects(self, command: str) -> list[dict[str, Any]]:
-        listed: list[dict[str, Any]] = json.loads(self._run(command) or b'{"nftables": []}')["nftables"]
+        try:
+            listed: list[dict[str, Any]] = json.loads(self._run(f"list table inet {name}"))["nftables"]
+        except ValueError:
+            return []
+        except EnforcerError as error:
+            if os.strerror(errno.ENOENT) in error.message:
+                return None
+            raise
         return listed
 
     def _flags(self, flags: int) -> None:
