@@ -42,7 +42,7 @@ CONFIGURATION: dict[str, Any] = {
     "collectors": {
         "logs": [
             {"path": "/var/log/auth.log", "format": "sshd"},
-            {"path": "/var/log/nginx/access.json", "format": "nginx_json"},
+            {"path": "/var/log/nginx/access.json", "format": "nginx"},
         ],
         "journal": {"enabled": False},
         "packets": {"enabled": True, "interfaces": ["eth0"]},
@@ -136,7 +136,6 @@ class Gatewatch:
             status.get("analyser") == "running"
             and status.get("enforcer") == "running"
             and (not wants_packets or status["health"]["packets"] is not None)
-            and self.alerts_file.exists()
         )
 
     def processes(self) -> dict[str, int]:
