@@ -34,7 +34,9 @@ class BuildPackage(build_py):
     """The package's folder is the repository's root: this file stands in it and is no module of the package."""
 
     def find_package_modules(self, package: str, package_dir: str) -> list[tuple[str, str, str]]:
-        return [m for m in super().find_package_modules(package, package_dir) if m[:2] != ("gatewatch", "setup")]
+        return [
+            m for m in super().find_package_modules(package, package_dir) if m[:2] != ("gatewatch", "setup")
+        ]
 
 
 setup(ext_modules=extensions(), cmdclass={"build_py": BuildPackage})
