@@ -106,7 +106,7 @@ class Reporter:
         techniques = ", ".join(alert["techniques"])
         self._say("incident", f"{alert['priority'].upper()} {alert['title']} [{techniques}]{grown}")
         if not grown and why["threshold"]:
-            self._say("incident", f"  because: more than {why['threshold']}")
+            self._say("incident", f"  because: {why['threshold']}")
 
 
 def guess(lab: Lab, watch: Gatewatch, say: Say) -> None:
@@ -119,10 +119,10 @@ def guess(lab: Lab, watch: Gatewatch, say: Say) -> None:
         until = time.monotonic() + 4
         while process.poll() is None and time.monotonic() < until and not watch.in_kernel(GUESSER):
             time.sleep(0.02)
+        tries += 3
         if watch.in_kernel(GUESSER):
             process.kill()
             break
-        tries += 3
         time.sleep(random.uniform(0.05, 0.5))
     with lab.inside("attacker"):
         shut = not answers(GATEWAY, 22, 1.0)
