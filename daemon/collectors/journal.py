@@ -311,8 +311,8 @@ def probe(options: Sequence[str] = ()) -> str | None:
         )
     if done.returncode != 0:
         return f"journalctl failed ({said.splitlines()[-1] if said else done.returncode}); see journalctl --verify"
-    if "No journal files were found" in said:
-        return "there are no journal files; name log files under collectors.logs"
+    if not done.stdout:
+        return "the journal is empty (Storage=none?); name log files under collectors.logs"
     return None
 
 
