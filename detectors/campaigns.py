@@ -23,6 +23,7 @@ _TRAIL = 24
 _RECORD = 12 + 16 + 32 + 32
 _NAME = 64
 _BITS = 512
+_NO_AMOUNTS: I64 = np.zeros((0, 2), np.int64)
 MOST_WEIGHT = (1 << 20) - 1
 
 ASK = -1
@@ -54,9 +55,8 @@ class Record:
         said = {
             name[: cut - 1].decode("utf-8", "backslashreplace") + "…" * (len(name) == cut)
             for name in self.items
-            if name
         }
-        return tuple(sorted(said))
+        return tuple(sorted(said - {""}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +95,7 @@ class Campaigns:
         self._record_names: U8 = np.zeros((records, 32, _NAME), np.uint8)
         self._newest: I64 = np.zeros(1, np.int64)
         self._stories: dict[int, dict[str, Any]] = {}
+        self._read: dict[int, tuple[int, tuple[bytes, ...]]] = {}
 
     def update(
         self,
@@ -118,7 +119,7 @@ class Campaigns:
         table = self._table
         sketches.follow_campaigns(
             table.home(keys), keys.view(np.int64), time_ns, since_ns, over.view(np.uint8), marked,
-            out[:, :2] * 0 if amounts is None else amounts, items.view(np.int64), np.ascontiguousarray(spans),
+            _NO_AMOUNTS if amounts is None else amounts, items.view(np.int64), np.ascontiguousarray(spans),
             np.frombuffer(text or b"\0", np.uint8), self._gap_ns, table.grace_ns, table.keys, table.rows,
             self._records, self._record_names, self._newest, self._names.keys, self._names.rows,
             self._name_text, np.full(len(self._records), -1, np.int64), out,
@@ -149,9 +150,12 @@ class Campaigns:
         row = self._records[at].tolist()
         if row[0] != serial or serial == 0:
             return None
-        held = self._record_names[at].tobytes()
-        zeros = _BITS - sum(word.bit_count() for word in row[12:28])
-        distinct = row[7] if row[7] < 32 else max(32, round(_BITS * log(_BITS / max(1, zeros))))
+        count = row[7]
+        if count < 32:
+            distinct = count
+        else:
+            zeros = _BITS - sum(word.bit_count() for word in row[12:28])
+            distinct = max(32, round(_BITS * log(_BITS / max(1, zeros))))
         return Record(
             serial=serial,
             trigger_ns=row[1],
@@ -163,9 +167,18 @@ class Campaigns:
             blockable=bool(row[9]),
             amounts=(row[10], row[11]),
             distinct=distinct,
-            items=tuple(held[at + 1 : at + 1 + held[at]] for at in range(0, row[7] * _NAME, _NAME)),
+            items=self._items(serial, at, count),
             lines=tuple(row[28 : 28 + row[6]]),
         )
+
+    def _items(self, serial: int, at: int, count: int) -> tuple[bytes, ...]:
+        """Names are only ever added to a campaign, so those read before hold as long as their number does."""
+        known = self._read.get(at)
+        if known is None or known[0] != serial or len(known[1]) != count:
+            held = self._record_names[at, :count].tobytes()
+            names = tuple(held[i + 1 : i + 1 + held[i]] for i in range(0, count * _NAME, _NAME))
+            known = self._read[at] = (serial, names)
+        return known[1]
 
     def save(self) -> dict[str, Any]:
         used = np.flatnonzero(self._records[:, 0])
@@ -183,6 +196,7 @@ class Campaigns:
 
     def load(self, state: dict[str, Any]) -> None:
         self._table.load(state["table"])
+        self._read.clear()
         self._names.load(state["names"])
         self._name_text[np.flatnonzero(self._names.keys)] = state["name_text"]
         self._records[:] = 0

@@ -662,8 +662,9 @@ def follow_campaigns(
                 if place >= 0:
                     for column in range(name_text.shape[1]):
                         record_names[record, known, column] = name_text[place, column]
-        records[record, 10] += amounts[i, 0]
-        records[record, 11] += amounts[i, 1]
+        if amounts.shape[0] > 0:
+            records[record, 10] += amounts[i, 0]
+            records[record, 11] += amounts[i, 1]
         out[i, 0] = serial
         out[i, 1] = records[record, 3]
         out[i, 2] = before

@@ -56,7 +56,9 @@ def went(
     return came(at, source, port, destination, direction=Direction.EGRESS, **more)
 
 
-def detection(ingress: Sequence[AllowRule] = (), egress: Sequence[AllowRule] = ()) -> NetworkDetection:
+def detection(
+    ingress: Sequence[AllowRule] | None = None, egress: Sequence[AllowRule] | None = None
+) -> NetworkDetection:
     return network_detectors({}, ingress, egress, KEY)
 
 
@@ -120,8 +122,10 @@ def test_nonsense_in_a_rule_is_named() -> None:
         AllowTable([AllowRule((), (), ("tpc",))])
 
 
-def test_without_rules_an_allow_list_is_off() -> None:
-    assert run(detection(), [came(n, source=f"203.0.113.{n}") for n in range(9)]) == {}
+def test_an_allow_list_that_is_none_is_off_and_one_without_rules_allows_nothing() -> None:
+    flows = [came(n, source=f"203.0.113.{n}") for n in range(9)]
+    assert run(detection(), flows) == {}
+    assert len(run(detection(ingress=[]), flows)) == 9
 
 
 def test_a_source_off_the_list_that_gets_in_is_found_and_may_be_blocked() -> None:

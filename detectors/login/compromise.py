@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...daemon.events import NS_PER_S
+from ...daemon.events import NS_PER_S, Bool
 from ..campaigns import Campaigns, Followed, Record, marks
 from ..finding import EntityType, Finding, Kind, finding_id
 from ..tables import NS_PER_DAY
@@ -37,7 +37,10 @@ class Compromise:
 
     def update(self, attempts: Attempts, convictions: Sequence[Followed]) -> list[Finding]:
         """`convictions`: what each detector that convicts sources says of the same attempts."""
-        rows = np.flatnonzero(attempts.success)
+        convicted: Bool = np.zeros(len(attempts.row), np.bool_)
+        for conviction in convictions:
+            convicted |= conviction.serial > 0
+        rows = np.flatnonzero(convicted & attempts.success)
         guessed = np.zeros(len(rows), np.int64)
         for conviction in convictions:
             start = conviction.start_ns[rows]

@@ -44,7 +44,9 @@ class PortScan:
         if not len(rows):
             return []
         state, family = batch.state[rows], batch.family[rows]
-        inbound = batch.direction[rows] == Direction.INGRESS
+        direction = batch.direction[rows]
+        inbound = (direction == Direction.INGRESS) | (direction == Direction.UNKNOWN)
+        to_us = direction == Direction.INGRESS
         time_ns = np.clip(batch.time_ns[rows], 10**17, 1 << 62)
         source = self._networks.keys(batch.source[rows], family)
         host = self._hosts.keys(batch.destination[rows], family)
@@ -79,7 +81,7 @@ class PortScan:
                 key[at],
                 time_ns[at],
                 over[at],
-                marks(batch.frame[chosen], batch.provenance[chosen], inbound[at], weight),
+                marks(batch.frame[chosen], batch.provenance[chosen], to_us[at], weight),
                 target[at],
                 spans,
                 text,
