@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 from typing import Any
 
@@ -9,10 +10,11 @@ import numpy as np
 import pytest
 from bpf_machine import run
 from gatewatch.daemon.collectors.bpf import SESSION_STARTS, assemble, packet_filter
+from gatewatch.daemon.collectors.ring import PacketRing
 from gatewatch.daemon.collectors.weights import passes_by_rule
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from packet_wire import ipv4_packet, ipv6_packet, tcp_segment, udp_datagram
+from packet_wire import LIMIT_S, ipv4_packet, ipv6_packet, tcp_segment, udp_datagram, wire, within
 
 SNAPLEN = 432
 ONE_IN = 64
@@ -168,6 +170,33 @@ def test_the_weights_tell_exactly_what_the_filter_passed_by_rule(taken: list[byt
     starts = np.arange(len(taken), dtype=np.int64) * 256
     said = passes_by_rule(buffer, starts, lengths, lengths)
     assert said.tolist() == [verdict(packet, luck=NOT_DRAWN) != 0 for packet in taken]
+
+
+@pytest.mark.lab
+def test_the_kernel_passes_what_the_program_says() -> None:
+    almost_nothing_drawn = (1 << 32) - 1
+    with wire() as made:
+        ring = within(made.near, lambda: PacketRing("near0", one_in=almost_nothing_drawn)).result(LIMIT_S)
+        sender = within(made.far, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW)).result(LIMIT_S)
+        sender.bind(("far0", 0))
+
+        @settings(max_examples=40, deadline=None)
+        @given(st.lists(packets(), min_size=1, max_size=20))
+        def compare(sent: list[bytes]) -> None:
+            for packet in sent:
+                kind = {4: 0x0800, 6: 0x86DD}[packet[0] >> 4]
+                sender.send(b"\xff" * 6 + bytes(6) + struct.pack("!H", kind) + packet)
+            frames = ring.take(ring.buffer.shape[0])
+            flat = ring.buffer.reshape(-1)
+            spans = zip(frames.starts.tolist(), frames.captured.tolist(), strict=True)
+            came = [flat[start : start + length].tobytes() for start, length in spans]
+            ring.release(len(came))
+            expected = [packet for packet in sent if verdict(packet)]
+            assert [packet for packet in came if packet in sent] == expected
+
+        compare()
+        sender.close()
+        ring.close()
 
 
 @pytest.mark.parametrize(
