@@ -44,14 +44,19 @@ class Check:
     remedy: str = ""
 
 
-def examine(config: Config, *, socket: Path) -> Iterator[Check]:
-    """Every check, in the order in which they are best mended. `socket` is the enforcer's."""
+def examine(config: Config, *, socket: Path, file: Path | None = None) -> Iterator[Check]:
+    """Every check, in the order in which they are best mended.
+
+    `socket` is the enforcer's, `file` the one that the configuration was read from.
+    """
     checks: tuple[Callable[[], Iterator[Check]], ...] = (
+        lambda: _configuration_file(file),
         _python,
         _libraries,
         _extensions,
         lambda: _privileges(config),
         lambda: _nftables(config),
+        _sandbox,
         lambda: _interfaces(config),
         lambda: _logs(config),
         lambda: _journal(config),
@@ -70,6 +75,12 @@ def examine(config: Config, *, socket: Path) -> Iterator[Check]:
             yield Check(
                 "examination", "warn", f"one check could not be made: {error}", "see the other checks"
             )
+
+
+def _configuration_file(file: Path | None) -> Iterator[Check]:
+    """Whoever can write the configuration decides what Gatewatch watches and whether it acts."""
+    if file is not None and file.exists() and file.stat().st_mode & 0o022:
+        yield Check("configuration file", "warn", f"{file}: others may write it", f"chmod go-w {file}")
 
 
 def _python() -> Iterator[Check]:
@@ -149,13 +160,39 @@ def _privileges(config: Config) -> Iterator[Check]:
 
 
 def _nftables(config: Config) -> Iterator[Check]:
+    from .enforcer.nft import Nft
+
+    bad: State = "fail" if config.mode == "enforce" else "warn"
     try:
-        ctypes.CDLL("libnftables.so.1")
-    except OSError:
-        state: State = "fail" if config.mode == "enforce" else "warn"
-        yield Check("libnftables", state, "not found: nothing can be blocked", "apt install libnftables1")
+        nft = Nft()
+    except GatewatchError as error:
+        yield Check("libnftables", bad, f"{error.message}: nothing can be blocked", error.remedy)
+        return
+    yield Check("libnftables", "ok", "libnftables.so.1")
+    if capabilities() >> CAP_NET_ADMIN & 1:
+        try:
+            nft.table("gatewatch_doctor")  # there is none: the list of tables alone is read
+        except GatewatchError as error:
+            yield Check(
+                "nf_tables",
+                bad,
+                error.message,
+                "load it with modprobe nf_tables, or use a kernel that has it",
+            )
+        else:
+            yield Check("nf_tables", "ok", "the kernel answers")
+
+
+def _sandbox() -> Iterator[Check]:
+    import platform
+
+    from .sandbox import seccomp_supported
+
+    if seccomp_supported():
+        yield Check("system-call filter", "ok", f"known for {platform.machine()}")
     else:
-        yield Check("libnftables", "ok", "libnftables.so.1")
+        detail = f"unknown for {platform.machine()}: the packet worker runs without one"
+        yield Check("system-call filter", "warn", detail, "run on x86-64 or ARM64, or switch packets off")
 
 
 def _interfaces(config: Config) -> Iterator[Check]:

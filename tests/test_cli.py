@@ -312,6 +312,19 @@ def test_a_capture_is_shown_frame_by_frame(configured: Path, data: Path, capsys)
     assert main(["parse", str(capture)]) == 0
 
 
+def test_a_capture_that_is_cut_short_is_shown_as_far_as_it_goes(configured: Path, capsys) -> None:
+    header = bytes.fromhex("d4c3b2a1020004000000000000000000ffff000001000000")
+    frame = bytes(12) + bytes.fromhex("0800") + bytes.fromhex("45000014000000004001000001020304c0000201")
+    record = (1).to_bytes(4, "little") + bytes(4) + 2 * len(frame).to_bytes(4, "little") + frame
+    capture = configured / "cut.pcap"
+    capture.write_bytes(header + record + record[:20])
+    assert main(["parse", "--json", str(capture)]) == 1
+    said = capsys.readouterr()
+    assert json.loads(said.out)["source"] == "1.2.3.4"
+    assert said.err.startswith(f"gatewatch: {capture}: offset {24 + len(record)}: ")
+    assert said.err.count("\n") == 1
+
+
 def test_a_playbook_is_tried_on_an_incident(tmp_path: Path, capsys) -> None:
     (tmp_path / "incident.json").write_text(
         json.dumps(
@@ -402,3 +415,18 @@ def test_the_reference_pages_are_what_the_code_says(repository: Path) -> None:
     )  # fmt: skip
     assert made.stderr == ""
     assert made.returncode == 0
+
+
+def test_a_locale_that_lacks_a_character_is_no_reason_to_fail(tmp_path: Path) -> None:
+    log = tmp_path / "auth.log"
+    log.write_text(SSHD.replace("webmaster", "größe中"))
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = gatewatch("parse", str(log), "--year", "2020", env=environment)
+    assert done.returncode == 0
+    assert "\\u4e2d" in done.stdout
+
+
+def test_default_files_that_cannot_be_written_name_the_remedy(tmp_path: Path, capsys) -> None:
+    (tmp_path / "file").touch()
+    assert main(["config", "init", "--directory", str(tmp_path / "file" / "etc")]) == 1
+    assert "--directory" in capsys.readouterr().err

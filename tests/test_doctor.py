@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 from pathlib import Path
@@ -156,3 +157,25 @@ def test_a_wrong_configuration_is_a_failed_check_and_the_rest_is_still_examined(
 def test_nothing_is_changed_by_looking(tmp_path: Path) -> None:
     checks(tmp_path, mode="enforce")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_configuration_that_others_may_write_is_pointed_out(tmp_path: Path) -> None:
+    path = tmp_path / "gatewatch.yaml"
+    path.touch()
+    for mode, expected in ((0o644, False), (0o664, True), (0o646, True)):
+        path.chmod(mode)
+        found = examine(Config(state=str(tmp_path)), socket=tmp_path / "enforcer.sock", file=path)
+        assert ("configuration file" in [check.check for check in found]) is expected
+
+
+def test_a_missing_libnftables_names_its_package(tmp_path: Path, monkeypatch) -> None:
+    load = ctypes.CDLL
+
+    def missing(name: str | None, **options: Any) -> Any:
+        if name is None:
+            return load(None, **options)
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr("gatewatch.daemon.enforcer.nft.ctypes.CDLL", missing)
+    found = checks(tmp_path, mode="enforce")
+    assert (found["libnftables"].state, found["libnftables"].remedy) == ("fail", "apt install libnftables1")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ConfigError
+from ..errors import ConfigError, PrivilegeError
 from .options import ConfigOption, JsonOption
 
 if TYPE_CHECKING:
@@ -41,11 +41,16 @@ def init(
             f"{', '.join(map(str, there))}: exists already",
             remedy="--force replaces it, --directory writes elsewhere",
         )
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, source in defaults.items():
-        if source.is_file():
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, source in defaults.items():
             write_whole(directory / name, source.read_text(encoding="utf-8"))
             print(f"wrote {directory / name}")
+    except OSError as error:
+        raise PrivilegeError(
+            f"{error.filename or directory}: {error.strerror}",
+            remedy="run as root, or write elsewhere with --directory",
+        ) from None
     print(
         f"next: name your management networks in {directory / 'rails.toml'}, then run `gatewatch config check`"
     )

@@ -16,6 +16,7 @@ def register(app: typer.Typer) -> None:
 
 def doctor(config: ConfigOption = None, state: StateOption = None, json: JsonOption = False) -> None:
     """Check what Gatewatch needs here: privileges, libraries, logs, clock, files. Exit code 1 where one fails."""
+    from ...config.loader import DEFAULT_FILE
     from ..doctor import Check, examine
     from .output import emit
 
@@ -26,7 +27,7 @@ def doctor(config: ConfigOption = None, state: StateOption = None, json: JsonOpt
     except ConfigError as error:
         checks.append(Check("configuration", "fail", error.message.replace("\n", "; "), error.remedy))
         loaded = load_defaults(state)
-    checks += examine(loaded, socket=socket_path(loaded))
+    checks += examine(loaded, socket=socket_path(loaded), file=config or DEFAULT_FILE)
     emit((asdict(c) for c in checks), json, ("state", "check", "detail", "remedy"))
     if any(c.state == "fail" for c in checks):
         raise typer.Exit(1)

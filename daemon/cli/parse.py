@@ -76,12 +76,13 @@ def _is_capture(file: str) -> bool:
 
 
 def _frames(file: str, json: bool) -> None:
-    from ..collectors.capture import Capture, parse_rows
+    from ..collectors.capture import REMEDY, Capture, parse_rows
+    from ..errors import InputError
 
     with Capture(Path(file)) as capture:
         _print(parse_rows(capture), FRAME_WIDTHS, json)
         if capture.truncated:
-            say(f"gatewatch: {file}: {capture.truncated}")
+            raise InputError(f"{file}: {capture.truncated}", remedy=REMEDY)
 
 
 def _lines(file: str, format: str | None, year: int | None, config: Path | None, json: bool) -> None:
