@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import secrets
+import select
 import shutil
 import socket
 import subprocess
@@ -107,7 +108,7 @@ def until(condition: Callable[[], bool]) -> None:
     ends = time.monotonic() + LIMIT_S
     while not condition():
         assert time.monotonic() < ends, "it took too long"
-        os.sched_yield()
+        select.select([], [], [], 0.01)
 
 
 class Reader:
@@ -190,7 +191,8 @@ class TestWithJournald:
         async with following(again) as rest:
             await rest.until(lambda: len(rest.lines) >= 500)
         assert [line.rpartition(b" ")[2] for line in rest.lines] == [b"%d" % n for n in range(500)]
-        assert all(c.existing for c in rest.chunks)
+        # journald stamps an entry when it reads it, which may be after the second follower was made.
+        assert rest.chunks[0].existing
         for chunk in [*reader.chunks, *rest.chunks]:
             assert again.read_range(chunk.first_cursor, chunk.cursor) == chunk.data
         assert again.read_range(reader.chunks[0].cursor + "0", rest.chunks[0].cursor) is None
@@ -219,7 +221,7 @@ class TestWithJournald:
             await reader.until(lambda: len(reader.lines) == 1)
 
     def test_a_journal_that_works_has_nothing_against_it(self, journald: Journald) -> None:
-        assert probe(journald.options) is None
+        until(lambda: probe(journald.options) is None)
 
     def test_a_user_without_the_right_to_read_it_is_told_the_group(self, journald: Journald) -> None:
         code = (
