@@ -14,7 +14,8 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,13 @@ from ..detectors.finding import Finding
 from ..playbooks.engine import Engine
 from ..playbooks.loader import load_playbooks
 from .assembly import build_correlator, build_detection, parser_options, provenance_of
-from .collectors.logfile import Checkpoint, Chunk, LogFollower
-from .collectors.parsers.registry import Parser, detect_format, make_parser
 from .collectors.shared import PacketSource
 from .control import serve_commands
 from .enforcer.client import Enforcer, socket_path
 from .enforcer.rails import Rails
-from .errors import GatewatchError, InputError, StoreError
+from .errors import GatewatchError, StoreError
 from .events import NS_PER_S, rfc3339
+from .feeds import Feed, JournalFeed, LogFeed
 from .incidents import Change, Incident, action_document
 from .response import Responder
 from .sinks.outbox import OutboxServer
@@ -74,28 +74,14 @@ class Parts:
     say: Callable[[str], None]
 
 
-@dataclass(slots=True)
-class Feed:
-    """A followed log with its parser and where it stands."""
-
-    source: LogSource
-    follower: LogFollower
-    parser: Parser | None = None
-    checkpoint: Checkpoint | None = None
-    lines: int = 0
-    unparsed: int = 0
-    last_ns: int = 0
-    problem: str = ""
-
-
 class Analyser:
     """One process, one event loop, one owner of all state. Raises StoreError, ConfigError."""
 
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
-        self.feeds: dict[str, Feed] = {}
         self.store = Store.open(parts.state / "analyser" / "gatewatch.db")
         self._hash_key = self.store.hash_key()
+        self.feeds = self._make_feeds()
         self._detection = build_detection(parts.config, list(parts.local), self._hash_key)
         self._correlator = build_correlator(parts.config, parts.rails)
         self._responder = Responder(
@@ -121,8 +107,6 @@ class Analyser:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
-        for source in self.parts.logs:
-            self._add_feed(source)
         self._recover()
         work = [self._follow(feed) for feed in self.feeds.values()] + [
             self._responder.run(self._action_finished),
@@ -149,120 +133,61 @@ class Analyser:
             self.store.close()
         return 0
 
-    def _add_feed(self, source: LogSource) -> None:
-        self.feeds[str(source.path)] = Feed(source, LogFollower(source.path, notice=self.parts.say))
+    def _make_feeds(self) -> dict[str, Feed]:
+        parts = self.parts
+        options = partial(parser_options, parts.config, parts.rails, self._hash_key)
+        feeds: list[Feed] = [
+            LogFeed(
+                log.path,
+                log.format,
+                options(timezone=log.timezone, year=log.year, provenance=provenance_of(log.trusted)),
+                parts.say,
+            )
+            for log in parts.logs
+        ]
+        if parts.journal_units:
+            feeds.append(JournalFeed(parts.journal_units, options, parts.say))
+        return {feed.name: feed for feed in feeds}
 
     def _recover(self) -> None:
         """The state of the last snapshot, then what was read since, once more; incidents come from their rows."""
+        saved: dict[str, Any] = {}
         try:
             state = self.store.snapshot()
             if state is not None:
                 self._detection.load(state["detection"])
+                saved = state["feeds"]
         except (StoreError, KeyError, ValueError, TypeError) as error:
-            state = None
             self.parts.say(f"what the detectors remembered cannot be used, they start afresh: {error}")
-        parsers = (state or {}).get("parsers", {})
-        for path, value in self.store.checkpoints().items():
-            if path in self.feeds:
-                self.feeds[path].checkpoint = Checkpoint(**value)
+        checkpoints = self.store.checkpoints()
+        for name, feed in self.feeds.items():
+            if name in saved:
+                feed.load(saved[name])
+            if name in checkpoints:
+                feed.resume(checkpoints[name])
         self._correlator.restore(
             Incident.from_state(s) for s in self.store.open_states(time.time_ns() - 2 * DAY_NS)
         )
         findings: dict[str, Finding] = {}
         lost = 0
         for note in self.store.batches():
-            feed = self.feeds.get(note.source)
-            if feed is None:
+            feed_again = self.feeds.get(note.source)
+            if feed_again is None:
                 continue
-            checkpoint = Checkpoint(**note.range["checkpoint"])
-            data = feed.follower.read_range(note.range["start"], note.range["end"], checkpoint)
-            feed.checkpoint = checkpoint
-            if data is None:
+            reading = feed_again.again(note.range, note.receive_ns)
+            if reading is None:
                 lost += 1
                 continue
-            receive_ns = None if note.range["existing"] else note.receive_ns
-            again = self._detect_lines(
-                feed, data, note.range["first_line"], note.receive_ns, receive_ns, parsers
-            )
-            findings |= {f.id: f for f in again}
+            findings |= {f.id: f for f in self._detection.auth(reading.events, reading.receive_ns)}
         if lost:
             self.parts.say(f"{lost} pieces of logs read before the restart are gone and were not read again")
-        for path, feed in self.feeds.items():
-            feed.follower = LogFollower(feed.source.path, feed.checkpoint, notice=self.parts.say)
-            if feed.parser is None and path in parsers:
-                self._make_parser(feed, parsers[path]["format"], parsers)
         self._settle(list(findings.values()))
         self._responder.pending_again()
 
     async def _follow(self, feed: Feed) -> None:
-        """Follows one log for as long as the analyser runs; one that cannot be read is tried again."""
-        while True:
-            try:
-                async for chunk in feed.follower.chunks():
-                    feed.problem = ""
-                    self._take_chunk(feed, chunk)
-            except InputError as error:
-                if feed.problem != str(error):
-                    feed.problem = str(error)
-                    self.parts.say(f"log {feed.source.path} is off: {error}")
-                await asyncio.sleep(5.0)
-                feed.follower = LogFollower(feed.source.path, feed.checkpoint, notice=self.parts.say)
-
-    def _take_chunk(self, feed: Feed, chunk: Chunk) -> None:
-        receive_ns = None if chunk.existing else chunk.receive_ns
-        findings = self._detect_lines(feed, chunk.data, chunk.first_line, chunk.receive_ns, receive_ns, {})
-        feed.checkpoint = chunk.checkpoint
-        note = {
-            "start": chunk.start,
-            "end": chunk.end,
-            "first_line": chunk.first_line,
-            "existing": chunk.existing,
-            "checkpoint": asdict(chunk.checkpoint),
-        }
-        self._settle(findings, (str(feed.source.path), note, chunk.receive_ns))
-
-    def _detect_lines(
-        self,
-        feed: Feed,
-        data: bytes,
-        first_line: int,
-        now_ns: int,
-        receive_ns: int | None,
-        parsers: Mapping[str, Any],
-    ) -> list[Finding]:
-        if feed.parser is None:
-            name = feed.source.format or detect_format(data[: 1 << 16])
-            if name is None:
-                feed.unparsed += data.count(b"\n")
-                self._problem(feed, "its format is not recognised; name it under collectors.logs")
-                return []
-            self._make_parser(feed, name, parsers)
-        assert feed.parser is not None
-        parsed = feed.parser.parse(data, first_line, now_ns)
-        feed.lines += parsed.lines
-        feed.unparsed += len(parsed.unparsed)
-        feed.last_ns = now_ns
-        return self._detection.auth(parsed.events, receive_ns)
-
-    def _make_parser(self, feed: Feed, name: str, parsers: Mapping[str, Any]) -> None:
-        source = feed.source
-        options = parser_options(
-            self.parts.config,
-            self.parts.rails,
-            self._hash_key,
-            year=source.year,
-            timezone=source.timezone,
-            provenance=provenance_of(source.trusted),
-        )
-        feed.parser = make_parser(name, options)
-        saved = parsers.get(str(source.path))
-        if saved is not None and saved["format"] == name:
-            feed.parser.load(saved["state"])
-
-    def _problem(self, feed: Feed, text: str) -> None:
-        if feed.problem != text:
-            feed.problem = text
-            self.parts.say(f"log {feed.source.path}: {text}")
+        async for reading in feed.readings():
+            findings = self._detection.auth(reading.events, reading.receive_ns)
+            self._settle(findings, (feed.name, reading.note, reading.now_ns))
 
     async def _take_handovers(self) -> None:
         """Each new packet worker: the service sends the socket through which it hands its ring over."""
@@ -397,13 +322,9 @@ class Analyser:
             return
         state = {
             "detection": self._detection.save(),
-            "parsers": {
-                path: {"format": feed.parser.name, "state": feed.parser.save()}
-                for path, feed in self.feeds.items()
-                if feed.parser is not None
-            },
+            "feeds": {name: feed.save() for name, feed in self.feeds.items()},
         }
-        checkpoints = {p: asdict(f.checkpoint) for p, f in self.feeds.items() if f.checkpoint is not None}
+        checkpoints = {name: at for name, feed in self.feeds.items() if (at := feed.checkpoint()) is not None}
         with self.store.transaction():
             for incident in list(self._dirty.values()):
                 self._save(incident, tell=False)
@@ -417,17 +338,7 @@ class Analyser:
             "pid": os.getpid(),
             "started": rfc3339(self._started_ns),
             "mode": self.parts.mode,
-            "logs": [
-                {
-                    "path": path,
-                    "format": feed.parser.name if feed.parser else None,
-                    "lines": feed.lines,
-                    "unparsed": feed.unparsed,
-                    "last": rfc3339(feed.last_ns) if feed.last_ns else None,
-                    "problem": feed.problem,
-                }
-                for path, feed in self.feeds.items()
-            ],
+            "logs": [feed.health() for feed in self.feeds.values()],
             "packets": None if self._packets is None else dict(self._packets.counters()),
             "auth_events": self._detection.auth_events,
             "packets_seen": self._detection.packets_seen,
