@@ -24,6 +24,7 @@ from .contract import LARGEST_DOCUMENT, WINDOW
 
 _LARGEST_LINE = 1 << 20  # bytes that the shipper may send as one message
 _HELLO_S = 10.0
+_ACCEPT_PAUSE_S = 0.5  # where descriptors have run out
 _MOST_SINKS = 64
 
 
@@ -102,15 +103,17 @@ class OutboxServer:
 
     async def serve(self, listening: socket.socket) -> None:
         """Accepts on a listening Unix stream socket, which stays the caller's; ends by cancellation."""
-        loop = asyncio.get_running_loop()
         listening.setblocking(False)
         try:
             while True:
+                await _knock(listening)
                 try:
-                    peer, _ = await loop.sock_accept(listening)
+                    peer, _ = listening.accept()
+                except BlockingIOError:
+                    continue
                 except OSError as error:
                     self._say(f"outbox: cannot accept ({error.strerror})")
-                    await asyncio.sleep(0.5)
+                    await asyncio.sleep(_ACCEPT_PAUSE_S)
                     continue
                 if _uid(peer) not in self._allowed:
                     self._say(f"outbox: refused user {_uid(peer)}")
@@ -239,6 +242,17 @@ class _Connection:
                 self._server._well(message.sink)
             del flying[: flying.index(done) + 1]
             self._wake.set()
+
+
+async def _knock(listening: socket.socket) -> None:
+    """Waits until somebody wants to connect. (A cancelled loop.sock_accept() can lose the one it has accepted.)"""
+    loop = asyncio.get_running_loop()
+    knocked = asyncio.Event()
+    loop.add_reader(listening, knocked.set)
+    try:
+        await knocked.wait()
+    finally:
+        loop.remove_reader(listening)
 
 
 def _uid(peer: socket.socket) -> int:
