@@ -71,7 +71,7 @@ def examine(config: Config, *, socket: Path, file: Path | None = None) -> Iterat
             yield from check()
         except GatewatchError as error:
             yield Check("examination", "fail", error.message, error.remedy)
-        except (ImportError, OSError, ValueError, RuntimeError) as error:
+        except Exception as error:
             yield Check(
                 "examination", "warn", f"one check could not be made: {error}", "see the other checks"
             )

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import ipaddress
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from gatewatch.config.document import parse_document, validated
 from gatewatch.daemon.errors import ConfigError
 from gatewatch.playbooks.loader import load_playbook, load_playbooks
+from gatewatch.playbooks.schema import Playbook
+from hypothesis import given
+from hypothesis import strategies as st
 
 MINIMAL = "name: mine\nthen: [{action: notify}]\n"
 
@@ -56,8 +62,6 @@ def test_a_small_playbook_gets_the_defaults(write) -> None:
 
 
 def test_what_a_playbook_says_can_be_written_and_read_again(write) -> None:
-    import yaml
-
     for playbook in load_playbooks():
         assert load_playbook(write(yaml.safe_dump(playbook.file_form()))) == playbook
 
@@ -140,3 +144,25 @@ def test_every_prefix_that_a_playbook_may_ask_for_is_one_that_the_enforcer_block
     assert get_args(Prefix.model_fields["ipv4"].annotation) == PREFIXES[4]
     assert get_args(Prefix.model_fields["ipv6"].annotation) == PREFIXES[6]
     assert ipaddress.ip_network("192.0.2.0/24").prefixlen in PREFIXES[4]
+
+
+_YAML = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["action", "ttl", "kinds", "prefix", "grow", "x"]), inner, max_size=3
+        )
+    ),
+    max_leaves=10,
+)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(Playbook.model_fields)), _YAML))
+def test_any_yaml_is_either_a_playbook_or_clear_errors(said: dict[str, Any]) -> None:
+    try:
+        validated(Playbook, parse_document(yaml.safe_dump(said), "x.yaml"))
+    except ConfigError as error:
+        for line in str(error).split("\n"):
+            assert line.startswith("x.yaml:")
+            assert "validation" not in line

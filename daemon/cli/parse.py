@@ -4,6 +4,7 @@ understand."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from .output import columns_of_text, json_line, say
 
 if TYPE_CHECKING:
     from ..collectors.parsers.registry import Parsed
+    from ..events import AuthBatch
 
 LOG_WIDTHS = {
     "line": 7,
@@ -30,6 +32,7 @@ FRAME_WIDTHS = {
     "destination_port": 5, "server_name": 0, "query": 0, "ja4": 0, "malformed": 0,
 }  # fmt: skip
 SAMPLE = 4096
+ROWS_AT_ONCE = 500
 MOST_CONTROL = 0.1
 """The share of control characters above which a sample is no text; a log that a power cut left with zeros at its
 end begins with text."""
@@ -128,41 +131,58 @@ def _refuse_binary(file: str, sample: bytes) -> None:
 
 def rows(parsed: Parsed) -> Iterator[dict[str, Any]]:
     """Events and lines that were not understood, in the order of the lines."""
-    from ..events import Outcome, rfc3339
-
-    events = parsed.events
-    labels = {o.value: o.label for o in Outcome}
     missing = iter(parsed.unparsed.tolist())
     next_missing = next(missing, None)
-    times, outcomes, lines = events.time_ns.tolist(), events.outcome.tolist(), events.line.tolist()
-    counts, statuses = events.count.tolist(), events.status.tolist()
-    for i, line in enumerate(lines):
-        while next_missing is not None and next_missing < line:
+    for row in _events(parsed.events):
+        while next_missing is not None and next_missing < row["line"]:
             yield {"line": next_missing, "unparsed": True}
             next_missing = next(missing, None)
-        row: dict[str, Any] = {
-            "time": rfc3339(times[i]),
-            "outcome": labels.get(outcomes[i], "other"),
-            "source": events.source_of(i) or None,
-            "user": events.text_of(i, "user") or None,
-            "service": events.text_of(i, "service") or None,
-            "method": events.text_of(i, "method") or None,
-            "line": line,
-        }
-        for name in ("path", "key"):
-            text = events.text_of(i, name)
-            if text:
-                row[name] = text
-        if statuses[i]:
-            row["status"] = statuses[i]
-        if counts[i] > 1:
-            row["count"] = counts[i]
         yield row
     while next_missing is not None:
         yield {"line": next_missing, "unparsed": True}
         next_missing = next(missing, None)
 
 
+def _events(events: AuthBatch) -> Iterator[dict[str, Any]]:
+    """Columns to dictionaries; the columns are made Python's own at once, as single looks into arrays are slow."""
+    from functools import cache
+
+    from ..events import AUTH_TEXTS, Outcome, address_text, rfc3339
+
+    labels = {o.value: o.label for o in Outcome}
+    address, moment = cache(address_text), cache(rfc3339)
+    always, sometimes = (
+        [(name, AUTH_TEXTS.index(name)) for name in names]
+        for names in (("user", "service", "method"), ("path", "key"))
+    )
+    columns = ("time_ns", "outcome", "client_family", "client", "status", "count", "line", "spans")
+    listed = (getattr(events, name).tolist() for name in columns)
+    for time_ns, outcome, family, client, status, count, line, spans in zip(*listed, strict=True):
+        row: dict[str, Any] = {
+            "time": moment(time_ns),
+            "outcome": labels.get(outcome, "other"),
+            "source": address(family, *client) or None,
+        }
+        for name, column in always:
+            row[name] = _text(events.text, spans[column])
+        row["line"] = line
+        for name, column in sometimes:
+            text = _text(events.text, spans[column])
+            if text is not None:
+                row[name] = text
+        if status:
+            row["status"] = status
+        if count > 1:
+            row["count"] = count
+        yield row
+
+
+def _text(text: bytes, span: list[int]) -> str | None:
+    start, end = span
+    return text[start:end].decode("utf-8", "backslashreplace") if 0 <= start < end else None
+
+
 def _print(found: Iterable[dict[str, Any]], widths: dict[str, int], json: bool) -> None:
-    for row in found:
-        print(json_line(row) if json else columns_of_text(row, widths))
+    lines = (json_line(row) if json else columns_of_text(row, widths) for row in found)
+    while some := list(islice(lines, ROWS_AT_ONCE)):
+        print("\n".join(some))
