@@ -20,7 +20,8 @@ from . import sketches
 from .tables import Table
 
 _TRAIL = 24
-_RECORD = 12 + 16 + 32 + 32
+_LINES = 12 + 16
+_RECORD = _LINES + 32 + 32
 _NAME = 64
 _BITS = 512
 _NO_AMOUNTS: I64 = np.zeros((0, 2), np.int64)
@@ -45,18 +46,9 @@ class Record:
     blockable: bool
     amounts: tuple[int, int]
     distinct: int  # exact up to 32, estimated beyond
-    items: tuple[bytes, ...]
+    items: tuple[bytes, ...]  # the names of the first 32 distinct ones, in order of coming
+    names: tuple[str, ...]  # the same as text, sorted; one that was too long to keep ends in an ellipsis
     lines: tuple[int, ...]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The known names of `items` as text, sorted; one that was too long to keep ends in an ellipsis."""
-        cut = _NAME - 1
-        said = {
-            name[: cut - 1].decode("utf-8", "backslashreplace") + "…" * (len(name) == cut)
-            for name in self.items
-        }
-        return tuple(sorted(said - {""}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +87,7 @@ class Campaigns:
         self._record_names: U8 = np.zeros((records, 32, _NAME), np.uint8)
         self._newest: I64 = np.zeros(1, np.int64)
         self._stories: dict[int, dict[str, Any]] = {}
-        self._read: dict[int, tuple[int, tuple[bytes, ...]]] = {}
+        self._read: dict[int, tuple[int, tuple[int, ...], tuple[bytes, ...], tuple[str, ...]]] = {}
 
     def update(
         self,
@@ -134,28 +126,37 @@ class Campaigns:
         `story_of(row)` says, of the event that opened a campaign, what is told whatever it grows to: text and
         numbers. It is asked at once, since the batch is gone later.
         """
-        for row in np.flatnonzero(followed.marks).tolist():
-            serial = int(followed.serial[row])
-            if followed.marks[row] & OPENED:
+        rows = np.flatnonzero(followed.marks)
+        for row, serial, mark in zip(
+            rows.tolist(), followed.serial[rows].tolist(), followed.marks[rows].tolist(), strict=True
+        ):
+            if mark & OPENED:
                 self._stories[serial] = story_of(row)
                 while len(self._stories) > len(self._records):
                     del self._stories[next(iter(self._stories))]
-            record, story = self.record(serial), self._stories.get(serial)
-            if followed.marks[row] & FINAL and record and story:
-                yield record, story
+            if mark & FINAL:
+                record, story = self.record(serial), self._stories.get(serial)
+                if record and story:
+                    yield record, story
 
     def record(self, serial: int) -> Record | None:
         """The record of a campaign, or None where a newer campaign has taken its place."""
         at = serial % len(self._records)
-        row = self._records[at].tolist()
+        row = self._records[at, :_LINES].tolist()
         if row[0] != serial or serial == 0:
             return None
-        count = row[7]
+        lines, count = row[6], row[7]
         if count < 32:
             distinct = count
         else:
-            zeros = _BITS - sum(word.bit_count() for word in row[12:28])
+            zeros = _BITS - sum(word.bit_count() for word in row[12:])
             distinct = max(32, round(_BITS * log(_BITS / max(1, zeros))))
+        read = self._read.get(at)
+        if read is None or read[0] != serial or len(read[1]) != lines or len(read[2]) != count:
+            # Lines and items are only ever added, so what was read holds as long as their numbers do.
+            items = _names(self._record_names[at, :count].tobytes(), count)
+            read = (serial, tuple(self._records[at, _LINES : _LINES + lines].tolist()), items, _texts(items))
+            self._read[at] = read
         return Record(
             serial=serial,
             trigger_ns=row[1],
@@ -167,18 +168,10 @@ class Campaigns:
             blockable=bool(row[9]),
             amounts=(row[10], row[11]),
             distinct=distinct,
-            items=self._items(serial, at, count),
-            lines=tuple(row[28 : 28 + row[6]]),
+            items=read[2],
+            names=read[3],
+            lines=read[1],
         )
-
-    def _items(self, serial: int, at: int, count: int) -> tuple[bytes, ...]:
-        """Names are only ever added to a campaign, so those read before hold as long as their number does."""
-        known = self._read.get(at)
-        if known is None or known[0] != serial or len(known[1]) != count:
-            held = self._record_names[at, :count].tobytes()
-            names = tuple(held[i + 1 : i + 1 + held[i]] for i in range(0, count * _NAME, _NAME))
-            known = self._read[at] = (serial, names)
-        return known[1]
 
     def save(self) -> dict[str, Any]:
         used = np.flatnonzero(self._records[:, 0])
@@ -204,3 +197,14 @@ class Campaigns:
         self._record_names[state["at"]] = state["record_names"]
         self._newest[:] = state["newest"]
         self._stories = {serial: dict(story) for serial, story in state["stories"]}
+
+
+def _names(held: bytes, count: int) -> tuple[bytes, ...]:
+    """Each name is kept behind a byte that says its length."""
+    return tuple(held[at + 1 : at + 1 + held[at]] for at in range(0, count * _NAME, _NAME))
+
+
+def _texts(names: tuple[bytes, ...]) -> tuple[str, ...]:
+    cut = _NAME - 1
+    said = {name[: cut - 1].decode("utf-8", "backslashreplace") + "…" * (len(name) == cut) for name in names}
+    return tuple(sorted(said - {""}))

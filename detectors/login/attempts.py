@@ -14,6 +14,7 @@ import numpy as np
 from ...daemon.events import AUTH_TEXTS, I32, I64, U64, AuthBatch, Bool, Outcome, Provenance
 from ..addressing import NetworkKeys, join_keys
 from ..campaigns import ASK, MOST_WEIGHT, marks
+from ..finding import finding_id
 from ..tables import REFUSED_KEY, History, Sessions
 
 _EARLIEST_NS, _LATEST_NS = 10**17, 1 << 62  # 1973 to 2116: what tables can hold
@@ -56,10 +57,12 @@ class Attempts:
         service, host = self.batch.text_of(row, "service"), self.batch.text_of(row, "host")
         return f"{service}@{host}" if service and host else service or host
 
-    def story_of(self, at: int) -> dict[str, Any]:
+    def story_of(self, at: int, detector: str) -> dict[str, Any]:
         """What a campaign that opens here is to remember of this attempt."""
+        source = self.source_of(at)
         return {
-            "entity": self.source_of(at),
+            "id": finding_id(detector, source, int(self.time_ns[at]), int(self.line[at])),
+            "entity": source,
             "target": self.target_of(at),
             "sample": self.batch.text_of(int(self.row[at]), "raw"),
             "credit": int(self.credit[at]),

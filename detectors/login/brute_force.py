@@ -64,7 +64,7 @@ class BruteForce:
         def story_of(at: int) -> dict[str, Any]:
             window_s = self._windows_s[scale[at]]
             limit = int(self._limits[scale[at]] + allowance[at])
-            return {**attempts.story_of(at), "limit": limit, "window_s": window_s}
+            return {**attempts.story_of(at, self.name), "limit": limit, "window_s": window_s}
 
         return followed, [self._finding(*grown) for grown in self._campaigns.grown(followed, story_of)]
 

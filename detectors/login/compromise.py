@@ -9,7 +9,7 @@ import numpy as np
 
 from ...daemon.events import NS_PER_S, Bool
 from ..campaigns import Campaigns, Followed, Record, marks
-from ..finding import EntityType, Finding, Kind, finding_id
+from ..finding import EntityType, Finding, Kind
 from ..tables import NS_PER_DAY
 from .attempts import Attempts
 from .evidence import baseline
@@ -74,7 +74,7 @@ class Compromise:
         def story_of(at: int) -> dict[str, Any]:
             row = int(rows[at])
             return {
-                **attempts.story_of(row),
+                **attempts.story_of(row, self.name),
                 "user": attempts.user_of(row),
                 "failures": int(guessed[at]),
                 "own_failures": int(attempts.pending[row]),
@@ -85,7 +85,7 @@ class Compromise:
     def _finding(self, record: Record, story: dict[str, Any]) -> Finding:
         source, user = story["entity"], story["user"]
         return Finding(
-            id=finding_id(self.name, f"{source} {user}", record.trigger_ns, record.trigger_line),
+            id=story["id"],
             detector=self.name,
             kind="account_compromise",
             entity_type="user" if user else "source",

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...daemon.events import I64, U8, Bool
 from ..campaigns import Record
-from ..finding import Finding, Kind, finding_id
+from ..finding import Finding, Kind
 
 
 def shortest_over(counts: I64, limits: Sequence[I64]) -> tuple[U8, Bool]:
@@ -38,7 +38,7 @@ def source_finding(
     """The finding of a campaign whose entity is its source; `story` as `Attempts.story_of` gives it."""
     entity, credit = story["entity"], story["credit"]
     return Finding(
-        id=finding_id(detector, entity, record.trigger_ns, record.trigger_line),
+        id=story["id"],
         detector=detector,
         kind=kind,
         entity_type="source",

@@ -63,7 +63,7 @@ class PasswordSpray:
 
         def story_of(at: int) -> dict[str, Any]:
             return {
-                **attempts.story_of(at),
+                **attempts.story_of(at, self.name),
                 "limit": int(limit[at]),
                 "window_s": self._windows_s[scale[at]],
             }
