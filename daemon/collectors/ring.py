@@ -177,14 +177,15 @@ class PacketRing:
         captured = self._captured[rows].copy()
         time_ns = self._seconds[rows].astype(np.int64) * 1_000_000_000 + self._ns[rows]
         hatype, protocol = self._hatype[rows], self._protocol[rows]
-        link_header = ((hatype == ARPHRD_ETHER) | (hatype == ARPHRD_LOOPBACK)) * np.uint32(ETHERNET_HEADER)
+        has_header = (hatype == ARPHRD_ETHER) | (hatype == ARPHRD_LOOPBACK)
+        link_header = has_header.astype(np.uint32) * np.uint32(ETHERNET_HEADER)
         vlan = np.zeros(count, np.uint16)
         stripped = status & TP_STATUS_VLAN_VALID != 0
         had_tag = stripped | (protocol == 0x8100) | (protocol == 0x88A8)
         if had_tag.any():
             slots = self._slots[rows]
             vlan[stripped] = slots["tci"][stripped] & 0x0FFF
-            link_header += stripped * np.uint32(4)
+            link_header[stripped] += 4
             tagged = had_tag & _tagged(slots, wire)
             starts[tagged] += 4
             wire[tagged] -= 4
@@ -233,11 +234,11 @@ def _tagged(slots: NDArray[np.void], wire: U32) -> Bool:
     the tags, so the bytes decide: the slot begins with the last four of a tag, and read as an IP header its length
     contradicts the frame's.
     """
-    half = slots["half"]
+    half = slots["half"].astype(np.uint32)
     inside = slots["version4"] >> 4
     is_tag = ((half[:, 1] == 0x0800) & (inside == 4)) | ((half[:, 1] == 0x86DD) & (inside == 6))
     outside = half[:, 0] >> 12
-    is_ip = ((outside == 4) & (half[:, 1] == wire)) | ((outside == 6) & (half[:, 2] + np.uint32(40) == wire))
+    is_ip = ((outside == 4) & (half[:, 1] == wire)) | ((outside == 6) & (half[:, 2] + 40 == wire))
     tagged: Bool = is_tag & ~is_ip & (slots["captured"] >= 24)
     return tagged
 
