@@ -6,8 +6,18 @@ how the bytes were divided: the same range of a file, read again after a crash, 
 
 from __future__ import annotations
 
+import numpy as np
+
 LONGEST_LINE = 64 * 1024
 """Bytes of a line that are kept (without its newline); what follows up to the newline is skipped."""
+
+
+def count_lines(data: bytes) -> int:
+    """The number of newlines."""
+    # bytes.count calls memchr once for each newline, which for log lines costs ten times as much.
+    return (
+        int(np.count_nonzero(np.frombuffer(data, np.uint8) == 10)) if len(data) > 2048 else data.count(b"\n")
+    )
 
 
 class LineCutter:

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .lines import LineCutter
+from .lines import LineCutter, count_lines
 from .rotated import (
     HEAD_BYTES,
     READ_ERRORS,
@@ -23,6 +23,7 @@ from .rotated import (
     Source,
     find,
     fingerprint,
+    last_bytes,
     open_siblings,
 )
 from .stored import Chunk, read_chunks, unreadable
@@ -228,12 +229,12 @@ class LogFollower:
         whole = cutter.feed(data)
         self.counters.in_bytes += len(data)
         self.counters.cut_lines += cutter.cut - cut
-        self._tail = data[-TAIL_BYTES:] if len(data) >= TAIL_BYTES else (tail + data)[-TAIL_BYTES:]
+        self._tail = last_bytes(tail, data, len(data))
         more = len(data) == count
         if not whole:
             return None, more
         first_line = self._last.line + 1
-        self._last = self._checkpoint(source, whole.count(b"\n"), tail, data)
+        self._last = self._checkpoint(source, count_lines(whole), tail, data)
         existing = cutter.start <= self._existing_until
         return (
             Chunk(str(self.path), whole, first_line, start, cutter.start, self._last, receive_ns, existing),
@@ -245,10 +246,7 @@ class LogFollower:
         self.counters.lines += lines
         end = self._cutter.start
         within = len(data) - (self._cutter.position - end)
-        before = data[max(0, within - TAIL_BYTES) : within]
-        if within < TAIL_BYTES:
-            before = (tail + before)[-TAIL_BYTES:]
-        marked = fingerprint(self._head[:end], before)
+        marked = fingerprint(self._head[:end], last_bytes(tail, data, within))
         return Checkpoint(source.device, source.inode, end, self._last.line + lines, marked)
 
     async def _recover(self) -> None:

@@ -57,6 +57,13 @@ def fingerprint(head: bytes, tail: bytes) -> str:
     return f"{len(head)}:{_hash(head)}:{_hash(tail)}"
 
 
+def last_bytes(before: bytes, data: bytes, end: int) -> bytes:
+    """The last TAIL_BYTES of `before + data[:end]`."""
+    if end >= TAIL_BYTES:
+        return data[end - TAIL_BYTES : end]
+    return (before + data[:end])[-TAIL_BYTES:]
+
+
 def _hash(data: bytes) -> str:
     return blake2b(data, digest_size=8).hexdigest()
 

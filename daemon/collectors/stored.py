@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import InputError
-from .lines import LineCutter
-from .rotated import HEAD_BYTES, READ_ERRORS, TAIL_BYTES, Checkpoint, NotAFileError, decompressed, fingerprint
+from .lines import LineCutter, count_lines
+from .rotated import HEAD_BYTES, READ_ERRORS, Checkpoint, NotAFileError, decompressed, fingerprint, last_bytes
 
 
 @dataclass(frozen=True)
@@ -101,12 +101,12 @@ def _stream_chunks(
         start = cutter.start
         whole = cutter.flush() if ended else cutter.feed(data)
         if len(head) < HEAD_BYTES:
-            head = (head + data)[:HEAD_BYTES]
+            head = (head + data[:HEAD_BYTES])[:HEAD_BYTES]
         within = len(data) - (cutter.position - cutter.start)
         if whole:
-            lines = whole.count(b"\n")
-            before = (tail + data[:within])[-TAIL_BYTES:]
+            lines = count_lines(whole)
+            before = last_bytes(tail, data, within)
             at = Checkpoint(*identity, cutter.start, line + lines, fingerprint(head[: cutter.start], before))
             yield Chunk(name, whole, line + 1, start, cutter.start, at, clock(), True)
             line += lines
-        tail = (tail + data)[-TAIL_BYTES:]
+        tail = last_bytes(tail, data, len(data))
