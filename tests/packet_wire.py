@@ -175,7 +175,7 @@ def worker(namespace: str, options: WorkerOptions) -> Iterator[Worker]:
         running.wait()
 
 
-def transfer(wire: Wire, payload: bytes, times: int = 1, port: int = 8080) -> int:
+def transfer(wire: Wire, payload: bytes, times: int = 1, port: int = 8080, limit_s: float = LIMIT_S) -> int:
     """Send `payload` so many times over one TCP connection from far to near; the client's port."""
     server = within(wire.near, lambda: socket.create_server((wire.near_v4, port))).result(LIMIT_S)
 
@@ -192,7 +192,7 @@ def transfer(wire: Wire, payload: bytes, times: int = 1, port: int = 8080) -> in
             return int(connection.getsockname()[1])
 
     swallowed = within(wire.near, swallow)
-    client_port = within(wire.far, send).result(LIMIT_S)
+    client_port = within(wire.far, send).result(limit_s)
     swallowed.result(LIMIT_S)
     server.close()
     return client_port
