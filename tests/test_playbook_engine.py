@@ -287,12 +287,21 @@ def test_the_order_of_playbooks_does_not_matter() -> None:
         ("account_compromise", ["block_source", "notify"]),
         ("off_allowlist_egress", ["notify"]),
         ("port_scan", ["notify", "block_source"]),
+        ("host_sweep", ["notify", "block_source"]),
         ("anomaly", []),
     ],
 )
 def test_the_shipped_playbooks_answer_as_they_say(kind: str, done: list[str]) -> None:
     found = Engine(load_playbooks()).decide(incident(kind=kind), context())
     assert [d.action for d in found if d.state == "act"] == done
+
+
+@pytest.mark.parametrize("kind", ["brute_force", "account_compromise"])
+def test_a_source_that_the_detectors_give_credit_is_left_to_people(kind: str) -> None:
+    found = Engine(load_playbooks()).decide(
+        incident(kind=kind, confidence=0.8 - 0.1 * (kind == "brute_force")), context()
+    )
+    assert [d.action for d in found if d.state == "act"] in ([], ["notify"])
 
 
 def test_the_priorities_are_those_of_incidents() -> None:
