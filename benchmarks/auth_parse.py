@@ -20,7 +20,7 @@ from gatewatch.daemon.collectors.parsers.registry import ParserOptions, make_par
 from generate_auth_log import generate_auth_log
 
 RUNS = 3
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 256 << 10
 SSHGUARD = Path("/usr/libexec/sshguard/sshg-parser")
 
 

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from gatewatch.daemon.collectors.parsers.registry import Parsed, ParserOptions, make_parser
 from gatewatch.daemon.events import Outcome
 
 DATA = Path(__file__).parent / "data" / "parsers"
 NOW_NS = int(datetime(2026, 3, 5, tzinfo=UTC).timestamp()) * 10**9
 OPTIONS = ParserOptions(now_ns=NOW_NS, timezone="UTC", trusted_proxies=("10.0.0.0/8",))
-GOLDEN = [(path.stem, "nginx" if path.stem.startswith("nginx") else "sshd") for path in sorted(DATA.glob("*.log"))]
+GOLDEN = [
+    (path.stem, "nginx" if path.stem.startswith("nginx") else "sshd") for path in sorted(DATA.glob("*.log"))
+]
 
 
 def nanoseconds(text: str) -> int:

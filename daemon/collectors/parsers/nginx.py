@@ -17,7 +17,7 @@ import numpy as np
 from ...errors import UsageError
 from ...events import AUTH_TEXTS, I32, I64, NS_PER_S, AuthBatch, Bool, Outcome, address_columns
 from .common import Parsed, ParserOptions
-from .scan import Scanner, keyed_hash
+from .scan import Scanner, count_lines, keyed_hash
 
 SERVICE_NAME = b"nginx"
 USER, SERVICE, METHOD, KEY, HOST, PATH = (
@@ -62,7 +62,7 @@ class NginxParser:
     def parse(self, chunk: bytes, first_line: int = 1, receive_ns: int | None = None) -> Parsed:
         if len(chunk) >= 1 << 30:
             raise ValueError("a chunk must be smaller than 1 GiB")
-        most = chunk.count(b"\n") + (0 if not chunk or chunk.endswith(b"\n") else 1)
+        most = count_lines(chunk)
         text = chunk + SERVICE_NAME
         batch = AuthBatch.blank(most, text)
         missed = np.zeros(most, np.int64)

@@ -1,3 +1,4 @@
+# cython: initializedcheck=False
 # mypy: disable-error-code="untyped-decorator,valid-type,misc,no-any-return,type-arg"
 """The compiled hot loop of the log parsers: bytes of a chunk in, columns of an `AuthBatch` out.
 
@@ -14,7 +15,15 @@ from typing import Any
 import cython
 import numpy as np
 
+if cython.compiled:
+    from cython.cimports.libc.string import memchr
+
 MASK = cython.declare(cython.ulonglong, 0xFFFFFFFFFFFFFFFF)
+MASK32 = cython.declare(cython.ulonglong, 0xFFFFFFFF)
+SIP0 = cython.declare(cython.ulonglong, 0x736F6D6570736575)
+SIP1 = cython.declare(cython.ulonglong, 0x646F72616E646F6D)
+SIP2 = cython.declare(cython.ulonglong, 0x6C7967656E657261)
+SIP3 = cython.declare(cython.ulonglong, 0x7465646279746573)
 NO_TIME = cython.declare(cython.longlong, -(1 << 63))
 
 # How fields are taken from a message after its prefix; the tables of `sshd.py` name these by `KINDS`.
@@ -84,6 +93,7 @@ PATH_TEXT = cython.declare(cython.int, 6)
 TEXTS = cython.declare(cython.int, 7)
 
 SSHD_PROGRAM = cython.declare(cython.int, 1)
+MOST = cython.declare(cython.longlong, 0xFFFFFFFF)
 SLOTS = cython.declare(cython.int, 32)
 PREAUTH_ONLY = cython.declare(cython.int, 16)
 """Added to an outcome in a table: it holds only for messages that end in ` [preauth]`, others are OTHER."""
@@ -125,10 +135,10 @@ def _siphash(
     end: cython.Py_ssize_t,
 ) -> cython.ulonglong:
     """SipHash-1-3 (Aumasson and Bernstein, INDOCRYPT 2012) of p[start:end]; 0 stands for 'absent' and becomes 1."""
-    v0: cython.ulonglong = k0 ^ 0x736F6D6570736575
-    v1: cython.ulonglong = k1 ^ 0x646F72616E646F6D
-    v2: cython.ulonglong = k0 ^ 0x6C7967656E657261
-    v3: cython.ulonglong = k1 ^ 0x7465646279746573
+    v0: cython.ulonglong = k0 ^ SIP0
+    v1: cython.ulonglong = k1 ^ SIP1
+    v2: cython.ulonglong = k0 ^ SIP2
+    v3: cython.ulonglong = k1 ^ SIP3
     m: cython.ulonglong
     whole: cython.Py_ssize_t = (end - start) // 8
     step: cython.Py_ssize_t
@@ -166,6 +176,29 @@ def keyed_hash(data: bytes, key: bytes) -> int:
     k0: cython.ulonglong = int.from_bytes(key[:8], "little")
     k1: cython.ulonglong = int.from_bytes(key[8:], "little")
     return _siphash(k0, k1, data, 0, len(data))
+
+
+def count_lines(chunk: bytes) -> int:
+    """How many lines there are in a chunk, of which the last may lack its newline."""
+    p: cython.p_const_uchar = chunk
+    size: cython.Py_ssize_t = len(chunk)
+    found: cython.Py_ssize_t = 0
+    block: cython.Py_ssize_t
+    i: cython.Py_ssize_t
+    few: cython.uchar
+    if not cython.compiled:
+        return chunk.count(b"\n") + (size > 0 and chunk[-1] != 10)
+    block = 0
+    while block + 128 <= size:
+        few = 0
+        for i in range(128):  # 128 ones fit in a byte, so that the compiler can add sixteen at once
+            few += p[block + i] == 10
+        found += few
+        block += 128
+    while block < size:
+        found += p[block] == 10
+        block += 1
+    return found + 1 if size > 0 and p[size - 1] != 10 else found
 
 
 @cython.cfunc
@@ -232,25 +265,24 @@ def _month(p: cython.p_const_uchar, at: cython.Py_ssize_t) -> cython.int:
 @cython.inline
 @cython.exceptval(check=False)
 def _starts(
-    p: cython.p_const_uchar, at: cython.Py_ssize_t, end: cython.Py_ssize_t, literal: bytes
+    p: cython.p_const_uchar, at: cython.Py_ssize_t, end: cython.Py_ssize_t, literal: cython.p_const_char
 ) -> cython.bint:
     """Whether p[at:end] starts with `literal`."""
     i: cython.Py_ssize_t
     n: cython.Py_ssize_t = len(literal)
-    q: cython.p_const_uchar = literal
     if end - at < n:
         return False
-    for i in range(n):
-        if p[at + i] != q[i]:
-            return False
-    return True
+    i = 0
+    while i < n and p[at + i] == literal[i]:
+        i += 1
+    return i == n
 
 
 @cython.cfunc
 @cython.inline
 @cython.exceptval(check=False)
 def _ends(
-    p: cython.p_const_uchar, start: cython.Py_ssize_t, end: cython.Py_ssize_t, literal: bytes
+    p: cython.p_const_uchar, start: cython.Py_ssize_t, end: cython.Py_ssize_t, literal: cython.p_const_char
 ) -> cython.bint:
     """Whether p[start:end] ends with `literal`."""
     return end - start >= len(literal) and _starts(p, end - len(literal), end, literal)
@@ -259,13 +291,12 @@ def _ends(
 @cython.cfunc
 @cython.exceptval(check=False)
 def _find(
-    p: cython.p_const_uchar, start: cython.Py_ssize_t, end: cython.Py_ssize_t, literal: bytes
+    p: cython.p_const_uchar, start: cython.Py_ssize_t, end: cython.Py_ssize_t, literal: cython.p_const_char
 ) -> cython.Py_ssize_t:
     """Where `literal` first stands in p[start:end], or -1."""
     i: cython.Py_ssize_t
-    q: cython.p_const_uchar = literal
     for i in range(start, end - len(literal) + 1):
-        if p[i] == q[0] and _starts(p, i, end, literal):
+        if p[i] == literal[0] and _starts(p, i, end, literal):
             return i
     return -1
 
@@ -273,16 +304,26 @@ def _find(
 @cython.cfunc
 @cython.exceptval(check=False)
 def _find_last(
-    p: cython.p_const_uchar, start: cython.Py_ssize_t, end: cython.Py_ssize_t, literal: bytes
+    p: cython.p_const_uchar, start: cython.Py_ssize_t, end: cython.Py_ssize_t, literal: cython.p_const_char
 ) -> cython.Py_ssize_t:
     """Where `literal` last stands in p[start:end], or -1."""
-    q: cython.p_const_uchar = literal
     i: cython.Py_ssize_t = end - len(literal)
     while i >= start:
-        if p[i] == q[0] and _starts(p, i, end, literal):
+        if p[i] == literal[0] and _starts(p, i, end, literal):
             return i
         i -= 1
     return -1
+
+
+@cython.cfunc
+@cython.inline
+@cython.exceptval(check=False)
+def _newline(p: cython.p_const_uchar, at: cython.Py_ssize_t, size: cython.Py_ssize_t) -> cython.Py_ssize_t:
+    """Where the first newline stands in p[at:size], or `size`."""
+    if cython.compiled:
+        found: cython.p_const_uchar = cython.cast(cython.p_const_uchar, memchr(p + at, 10, size - at))
+        return size if found == cython.NULL else found - p
+    return p.find(b"\n", at) if b"\n" in p[at:] else size
 
 
 @cython.cfunc
@@ -369,12 +410,14 @@ class Scanner:
     programs: dict
     modules: frozenset
     strict: bytes
-    prefixes: list
+    prefixes: bytes
+    q: cython.p_const_uchar
     pam_class: cython.int
     login: cython.int
     first: cython.short[::1]
     order: cython.short[::1]
     lengths: cython.short[::1]
+    offsets: cython.int[::1]
     kinds: cython.uchar[::1]
     outcomes: cython.uchar[::1]
     slots: cython.longlong[:, ::1]
@@ -430,8 +473,10 @@ class Scanner:
         self.pam_class, self.login = classes
         self.modules = modules
         self.strict = strict
-        self.prefixes = [shape[1] for shape in shapes]
+        self.prefixes = b"".join([shape[1] for shape in shapes])
+        self.q = self.prefixes
         self.lengths = np.array([len(shape[1]) for shape in shapes], np.int16)
+        self.offsets = np.cumsum([0] + [len(shape[1]) for shape in shapes]).astype(np.int32)
         self.kinds = np.array([shape[2] for shape in shapes], np.uint8)
         self.outcomes = np.array([shape[3] for shape in shapes], np.uint8)
         first = np.full(len(strict) * 256, -1, np.int16)
@@ -553,7 +598,7 @@ class Scanner:
         self.low = low
         self.family = 6
         if high == 0 and (low >> 32) == 0xFFFF:
-            self.low = low & 0xFFFFFFFF
+            self.low = low & MASK32
             self.family = 4
         return True
 
@@ -745,11 +790,10 @@ class Scanner:
     @cython.inline
     @cython.exceptval(check=False)
     def _same(self, at: cython.Py_ssize_t, other: cython.Py_ssize_t, n: cython.Py_ssize_t) -> cython.bint:
-        i: cython.Py_ssize_t
-        for i in range(n):
-            if self.p[at + i] != self.p[other + i]:
-                return False
-        return True
+        i: cython.Py_ssize_t = 0
+        while i < n and self.p[at + i] == self.p[other + i]:
+            i += 1
+        return i == n
 
     @cython.cfunc
     def _tagged(self, start: cython.Py_ssize_t, end: cython.Py_ssize_t, timed: cython.bint) -> cython.bint:
@@ -839,7 +883,7 @@ class Scanner:
         if p[i] != 32:
             return False
         i += 1
-        if _starts(p, i, end, b"\xef\xbb\xbf"):
+        if end - i >= 3 and p[i] == 0xEF and p[i + 1] == 0xBB and p[i + 2] == 0xBF:
             i += 3
         return self._message(program, i, end)
 
@@ -905,7 +949,8 @@ class Scanner:
         i: cython.Py_ssize_t
         n: cython.Py_ssize_t
         shape: cython.int
-        q: cython.p_const_uchar
+        offset: cython.Py_ssize_t
+        q: cython.p_const_uchar = self.q
         if start >= end:
             return False
         at = self.first[program * 256 + p[start]]
@@ -917,10 +962,9 @@ class Scanner:
             n = self.lengths[shape]
             if end - start < n:
                 continue
-            prefix: bytes = self.prefixes[shape]
-            q = prefix
+            offset = self.offsets[shape]
             i = 0
-            while i < n and p[start + i] == q[i]:
+            while i < n and p[start + i] == q[offset + i]:
                 i += 1
             if i < n:
                 continue
@@ -1371,16 +1415,14 @@ class Scanner:
             self.now_ns = now_ns
             self.hour_key = -1
         while at < size:
-            end = at
-            while end < size and p[end] != 10:
-                end += 1
+            end = _newline(p, at, size)
             stop = end
             if stop > at and p[stop - 1] == 13:
                 stop -= 1
             if self._line(at, stop):
                 time_ns[row] = self.time
                 outcome[row] = self.outcome
-                count[row] = min(self.count, 0xFFFFFFFF)
+                count[row] = self.count if self.count < MOST else MOST
                 lines[row] = line
                 service[row] = self.service
                 session[row] = self.session
@@ -1572,9 +1614,7 @@ class Scanner:
         self.chunk = chunk
         self.p = p
         while at < size:
-            end = at
-            while end < size and p[end] != 10:
-                end += 1
+            end = _newline(p, at, size)
             stop = end
             if stop > at and p[stop - 1] == 13:
                 stop -= 1

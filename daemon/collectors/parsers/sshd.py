@@ -13,12 +13,12 @@ import numpy as np
 from ...events import AuthBatch, Outcome
 from .clock import NO_TIME, Clock, zone_of
 from .common import Parsed, ParserOptions
-from .scan import KINDS, Scanner
+from .scan import KINDS, Scanner, count_lines
 
 SSHD, PAM, SUDO, SU, LOGIN, FTPD, LOGIND, KLOGIND, SPEAKS_PAM = range(1, 10)
 
 STRICT = bytes((0, 1, 1, 1, 0, 0, 0, 0, 0, 0))
-"""By class: whether a message of no known shape is reported as not understood. (`fatal:`, `error:` of sshd never are.)"""
+"""By class: whether a message of no known shape is reported as not understood; sshd's errors are not."""
 
 PROGRAMS: dict[bytes, int] = {
     **dict.fromkeys((b"sshd", b"sshd-session", b"sshd-auth"), SSHD),
@@ -189,7 +189,7 @@ class SshdParser:
             raise ValueError("a chunk must be smaller than 2 GiB")
         now_ns = self._options.received_ns if receive_ns is None else receive_ns
         self._clock.now_ns = now_ns
-        most = chunk.count(b"\n") + (0 if not chunk or chunk.endswith(b"\n") else 1)
+        most = count_lines(chunk)
         batch = AuthBatch.blank(most, chunk)
         unparsed = np.zeros(most, np.int64)
         rows, missed, lines = self._scanner.syslog(chunk, first_line, now_ns, batch, unparsed)
