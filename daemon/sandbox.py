@@ -154,8 +154,8 @@ def die_with_parent(parent: int) -> None:
 
 
 def seccomp_supported() -> bool:
-    """Whether `seccomp_allow` knows this machine's architecture."""
-    return platform.machine() in SYSTEM_CALLS
+    """Whether `seccomp_allow` knows the system calls of this process: 64 bits, of a machine in SYSTEM_CALLS."""
+    return platform.machine() in SYSTEM_CALLS and struct.calcsize("P") == 8
 
 
 def seccomp_allow(rules: Rules) -> None:
@@ -168,7 +168,7 @@ def seccomp_allow(rules: Rules) -> None:
     that the table lacks. Needs `no_new_privileges` before.
     """
     machine = platform.machine()
-    if machine not in SYSTEM_CALLS:
+    if not seccomp_supported():
         raise PrivilegeError(
             f"no table of system calls for {machine}",
             remedy="run on x86_64 or aarch64, or switch the sandbox off",

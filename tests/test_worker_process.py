@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 import socket
@@ -34,6 +35,7 @@ from packet_wire import (
 )  # fmt: skip
 
 pytestmark = pytest.mark.lab
+TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x4004_54CA, 0x0001, 0x1000  # linux/if_tun.h
 SYN, FIN, RST, ACK = 0x02, 0x01, 0x04, 0x10
 ON_NEAR = WorkerOptions(interfaces=("near0",), uid=NOBODY, gid=NOBODY)
 
@@ -263,6 +265,38 @@ def test_the_worker_ends_when_the_analyser_lets_go(wire: Wire) -> None:
     with worker(wire.near, ON_NEAR) as running:
         running.close()
         assert running.wait() == 0
+
+
+def test_an_analyser_that_left_before_is_no_error(wire: Wire) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    child = os.fork()
+    if child == 0:
+        ours.close()
+        packet_wire.enter(wire.near)
+        os._exit(run_worker(ON_NEAR, theirs))
+    theirs.close()
+    ours.close()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_link_without_header_is_read(wire: Wire) -> None:
+    if not Path("/dev/net/tun").exists():
+        pytest.skip("needs /dev/net/tun")
+
+    def tunnel() -> tuple[int, PacketRing]:
+        device = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+        fcntl.ioctl(device, TUNSETIFF, struct.pack("16sH22x", b"tun0", IFF_TUN | IFF_NO_PI))
+        packet_wire.ip("-n", wire.near, "link", "set", "tun0", "up")
+        return device, PacketRing("tun0")
+
+    device, ring = within(wire.near, tunnel).result(LIMIT_S)
+    packet = ipv4_packet(6, tcp_segment(SYN), source="192.0.2.9", destination="192.0.2.1")
+    os.write(device, packet)
+    frames = ring.take(100)
+    taken = [ring.buffer.reshape(-1)[at : at + len(packet)].tobytes() for at in frames.starts.tolist()]
+    assert frames.link_header[taken.index(packet)] == 0
+    ring.close()
+    os.close(device)
 
 
 def test_the_worker_ends_when_its_parent_is_gone(wire: Wire) -> None:

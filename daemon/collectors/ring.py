@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ..errors import InputError, PrivilegeError
 from ..events import I64, U8, U16, U32, Bool
 from . import bpf
+from .shared import order_memory
 
 SOL_PACKET = 263
 PACKET_ADD_MEMBERSHIP, PACKET_RX_RING, PACKET_STATISTICS, PACKET_VERSION, PACKET_FANOUT = 1, 5, 6, 10, 18
@@ -61,24 +62,14 @@ class Frames(NamedTuple):
 
 def _slot_layout(width: int) -> np.dtype[np.void]:
     """`struct tpacket2_hdr` and, behind it, `struct sockaddr_ll`, once every `width` bytes."""
+    fields = {
+        "status": ("=u4", 0), "wire": ("=u4", 4), "captured": ("=u4", 8), "s": ("=u4", 16), "ns": ("=u4", 20),
+        "tci": ("=u2", 24), "protocol": (">u2", 34), "hatype": ("=u2", 40),
+        "halves": ("(3,)>u2", NETWORK_AT), "fifth": ("u1", NETWORK_AT + 4),
+    }  # fmt: skip
+    formats, offsets = zip(*fields.values(), strict=True)
     return np.dtype(
-        {
-            "names": [
-                "status",
-                "wire",
-                "captured",
-                "s",
-                "ns",
-                "tci",
-                "protocol",
-                "hatype",
-                "half",
-                "version4",
-            ],
-            "formats": ["=u4", "=u4", "=u4", "=u4", "=u4", "=u2", ">u2", "=u2", (">u2", (3,)), "u1"],
-            "offsets": [0, 4, 8, 16, 20, 24, 34, 40, NETWORK_AT, NETWORK_AT + 4],
-            "itemsize": width,
-        }
+        {"names": list(fields), "formats": list(formats), "offsets": list(offsets), "itemsize": width}
     )
 
 
@@ -90,7 +81,7 @@ class PacketRing:
     snaplen     most bytes copied of a packet, from its IP header; rounded up to what fills the slot
     one_in      of what no rule of the filter passes, one packet in this many is taken
     fanout      number of a PACKET_FANOUT group, by which several rings share an interface's flows
-    promiscuous also take what is addressed to other machines (a mirror port)
+    promiscuous also take what is addressed to other machines (a mirror port), on a named interface
 
     Raises InputError for an interface that does not exist, and where the kernel refuses the ring;
     PrivilegeError without CAP_NET_RAW.
@@ -163,8 +154,7 @@ class PacketRing:
     def take(self, limit: int) -> Frames:
         """The frames that wait, in the order of their arrival, at most `limit` and not past the ring's end.
 
-        They stay the caller's until `release`. Which of them are there is read before what is in them; between
-        the two lie enough instructions and branches on what was read.
+        They stay the caller's until `release`.
         """
         rows = slice(self._head, self._head + limit)
         status = self._status[rows]
@@ -172,6 +162,7 @@ class PacketRing:
         count = len(waiting) if waiting.all() else int(waiting.argmin())
         rows = slice(self._head, self._head + count)
         status = status[:count]
+        order_memory()
         starts = self._starts[rows].copy()
         wire = self._wire[rows].copy()
         captured = self._captured[rows].copy()
@@ -191,11 +182,12 @@ class PacketRing:
             wire[tagged] -= 4
             captured[tagged] -= 4
             link_header[tagged] += 4
-            vlan[tagged] = slots["half"][tagged, 0] & 0x0FFF
+            vlan[tagged] = slots["halves"][tagged, 0] & 0x0FFF
         return Frames(self.buffer, starts, captured, wire, time_ns, vlan, link_header)
 
     def release(self, count: int) -> None:
         """Give the first `count` frames taken back to the kernel."""
+        order_memory()
         self._status[self._head : self._head + count] = TP_STATUS_KERNEL
         self._head = (self._head + count) % len(self._status)
 
@@ -234,8 +226,8 @@ def _tagged(slots: NDArray[np.void], wire: U32) -> Bool:
     the tags, so the bytes decide: the slot begins with the last four of a tag, and read as an IP header its length
     contradicts the frame's.
     """
-    half = slots["half"].astype(np.uint32)
-    inside = slots["version4"] >> 4
+    half = slots["halves"].astype(np.uint32)
+    inside = slots["fifth"] >> 4
     is_tag = ((half[:, 1] == 0x0800) & (inside == 4)) | ((half[:, 1] == 0x86DD) & (inside == 6))
     outside = half[:, 0] >> 12
     is_ip = ((outside == 4) & (half[:, 1] == wire)) | ((outside == 6) & (half[:, 2] + 40 == wire))

@@ -45,8 +45,9 @@ _FENCE = threading.Lock()
 _FAMILY = np.isin(np.arange(256), (0, 4, 6))
 
 
-def _order_memory() -> None:
-    """A full barrier: a lock's release, then its acquisition, which no processor reorders (C11, 5.1.2.4)."""
+def order_memory() -> None:
+    """A full barrier, for memory that others write to: a lock's release, then its acquisition, which no processor
+    reorders (C11, 5.1.2.4)."""
     with _FENCE:
         pass
     with _FENCE:
@@ -114,7 +115,7 @@ class SharedRing:
         said = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), PACKET.itemsize)
         self._rows[at : at + first] = said[:first]
         self._rows[: count - first] = said[first:count]
-        _order_memory()
+        order_memory()
         self._mine += count
         self._header["head"] = self._mine
         self._header["dropped_ring"] += np.uint64(len(rows) - count)
@@ -128,12 +129,12 @@ class SharedRing:
         waiting = int(self._header["head"]) - self._mine
         if not 0 <= waiting <= self.capacity:
             raise InputError("the shared packet ring was corrupted by the capture process")
-        _order_memory()
+        order_memory()
         count = min(waiting, limit)
         at = self._mine & (self.capacity - 1)
         first = min(count, self.capacity - at)
         said = np.concatenate([self._rows[at : at + first], self._rows[: count - first]])
-        _order_memory()
+        order_memory()
         self._mine += count
         self._header["tail"] = self._mine
         rows: NDArray[np.void] = said.view(PACKET).reshape(count)

@@ -8,6 +8,7 @@ the socket between them, when its parent ends, or on SIGTERM.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -171,22 +172,16 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 def _rehearse(capture: Capture) -> None:
-    """Decode a frame of nothing: what is imported or made at its first use is so before the sandbox closes."""
-    empty = np.zeros(256, np.uint8)
+    """Decode frames of nothing: what is imported or made at its first use is so before the sandbox closes."""
+    frame = np.zeros(256, np.uint8)
     one = np.ones(1, np.uint32)
-    for first in (0x45, 0x60):
-        empty[0] = first
+    frames = Frames(
+        frame, np.zeros(1, np.int64), one * 128, one * 128, one.astype("i8"), one.astype("u2"), one
+    )
+    for version, protocol_at in ((0x45, 9), (0x60, 6)):
+        frame[0] = version
         for protocol in (6, 17):
-            empty[6 if first == 0x60 else 9] = protocol
-            frames = Frames(
-                empty,
-                one.astype(np.int64) - 1,
-                one * 128,
-                one * 128,
-                one.astype(np.int64),
-                one.astype("u2"),
-                one,
-            )
+            frame[protocol_at] = protocol
             capture._columns(frames, 1)
     capture.frames = capture.passed = capture.sampled = 0
     capture.shared.push(np.zeros(0, PACKET))
@@ -231,9 +226,10 @@ def run_worker(options: WorkerOptions, handover: socket.socket) -> int:
         shared.send_ring(handover, capture.shared, notify)
     except GatewatchError as failure:
         print(f"gatewatch-packets: {failure}", file=sys.stderr)
-        shared.send_failure(handover, failure)
+        with contextlib.suppress(ConnectionError):
+            shared.send_failure(handover, failure)
         return failure.exit_code
-    except SystemExit:
+    except (SystemExit, ConnectionError):  # told to end, or the analyser let go before we began
         return 0
     try:
         if options.sandbox:
