@@ -356,6 +356,31 @@ async def test_logs_that_begin_alike_are_not_taken_for_each_other(tmp_path: Path
 
 
 @in_loop
+async def test_a_compressed_sibling_is_decompressed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "auth.log"
+    content = b"".join(b"line %d\n" % n for n in range(100_000))
+    log.write_bytes(content[: 10 * 7])
+    checkpoint = await checkpoint_after(log, *content[:70].splitlines(keepends=True))
+    (tmp_path / "auth.log.1.gz").write_bytes(gzip.compress(content))
+    log.unlink()
+    rewinds = 0
+    rewind = gzip._GzipReader._rewind  # type: ignore[attr-defined]
+
+    def counted(self: Any) -> None:
+        nonlocal rewinds
+        rewinds += 1
+        rewind(self)
+
+    monkeypatch.setattr(gzip._GzipReader, "_rewind", counted)  # type: ignore[attr-defined]
+    async with following(log, checkpoint, chunk_bytes=4096) as reader:
+        await reader.until(lambda: len(b"".join(c.data for c in reader.chunks)) >= len(content) - 70)
+    assert b"".join(c.data for c in reader.chunks) == content[70:]
+    assert rewinds == 0
+
+
+@in_loop
 async def test_a_damaged_compressed_sibling_is_told_and_passed(tmp_path: Path) -> None:
     log = tmp_path / "auth.log"
     content = b"".join(b"line %d %s\n" % (n, os.urandom(16).hex().encode()) for n in range(5000))

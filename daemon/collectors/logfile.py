@@ -21,10 +21,13 @@ from .rotated import (
     TAIL_BYTES,
     Checkpoint,
     Source,
+    files_before,
     find,
     fingerprint,
     last_bytes,
     open_siblings,
+    same_file,
+    same_head,
 )
 from .stored import Chunk, read_chunks, unreadable
 from .watch import Watcher
@@ -84,6 +87,8 @@ class LogFollower:
         self._source: Source | None = None
         self._queue: deque[Source] = deque()  # to be read after `_source`, which is then a rotated one
         self._waiting: list[Source] = []  # stand, or stood, at the path, while `_source` is still being read
+        self._again: Source | None = None  # what read_range has found last, for which checkpoint
+        self._again_for: Checkpoint | None = None
         self._starting = True
         self._settled_at: float | None = None
         self._begin(None)
@@ -119,36 +124,48 @@ class LogFollower:
                     self._look(watcher)
         finally:
             watcher.close()
-            for source in (self._source, *self._queue, *self._waiting):
+            for source in (self._source, self._again, *self._queue, *self._waiting):
                 if source is not None:
                     source.close()
             self._queue.clear()
             self._waiting.clear()
-            self._source = None
+            self._source = self._again = None
 
     def read_range(self, start: int, end: int, checkpoint: Checkpoint) -> bytes | None:
         """The lines of a former chunk (its `start`, `end` and `checkpoint`) again; None where they are gone.
 
         Looks in the file and in its rotated siblings. Blocks while it reads.
         """
-        found = find(self.path, checkpoint)
-        for other in found.later:
-            other.close()
-        source = found.source
+        source = self._ranged(checkpoint)
         if source is None:
             return None
         cutter, lines = LineCutter(start), []
         try:
-            while found.intact and cutter.position < end:
+            while cutter.position < end:
                 data = source.read(cutter.position, min(self._chunk_bytes, end - cutter.position))
                 if not data:
                     return None
                 lines.append(cutter.feed(data))
         except READ_ERRORS:
             return None
-        finally:
-            source.close()
-        return b"".join(lines) if found.intact else None
+        return b"".join(lines)
+
+    def _ranged(self, checkpoint: Checkpoint) -> Source | None:
+        """The file that a checkpoint belongs to; kept open, as ranges are asked for one after another."""
+        former, again = self._again_for, self._again
+        self._again_for = checkpoint
+        if again is not None and former is not None and former.inode == checkpoint.inode:
+            # To look back in a compressed file is to decompress it once more; nobody rewrites it.
+            if again.compressed and same_head(former, checkpoint):
+                return again
+            if not again.compressed and again.holds(checkpoint):
+                return again
+        found = find(self.path, checkpoint)
+        self._again = found.source if found.intact else None
+        for other in (again, *found.later, None if found.intact else found.source):
+            if other is not None:
+                other.close()
+        return self._again
 
     async def _start(self, watcher: Watcher) -> None:
         source: Source | None = None
@@ -165,13 +182,13 @@ class LogFollower:
         else:
             found = await asyncio.to_thread(find, self.path, self._resume)
             at = self._resume if found.intact else None
-            self._queue.extend(_before(source, found.later))
+            self._queue.extend(files_before(source, found.later))
             if at is None and self._resume.offset:
                 self.counters.missing += 1
                 self._notice(f"{self.path}: what was being read is gone; starts at the beginning")
             if found.source is None:
                 self._begin(source)
-            elif source is not None and _same(found.source, source):
+            elif source is not None and same_file(found.source, source):
                 found.source.close()
                 self._begin(source, at)
             else:
@@ -192,13 +209,17 @@ class LogFollower:
         self._changed = False
         self._existing_until = 0
         self._head = self._tail = b""
-        if source is not None and at.offset:
-            try:
-                self._head = source.read(0, min(HEAD_BYTES, at.offset))
-                before = min(TAIL_BYTES, at.offset)
-                self._tail = source.read(at.offset - before, before)
-            except READ_ERRORS as error:
-                self._failed(f"cannot be read at offset {at.offset} ({error})")
+        if source is None or not at.offset:
+            return
+        if source.checked is not None and source.checked[0] == at.offset:
+            _, self._head, self._tail = source.checked
+            return
+        try:
+            self._head = source.read(0, min(HEAD_BYTES, at.offset))
+            before = min(TAIL_BYTES, at.offset)
+            self._tail = source.read(at.offset - before, before)
+        except READ_ERRORS as error:
+            self._failed(f"cannot be read at offset {at.offset} ({error})")
 
     def _read(self) -> tuple[Chunk | None, bool]:
         """One read of the current file: the lines that it completes, and whether there is more to read at once."""
@@ -210,16 +231,17 @@ class LogFollower:
             count = min(count, self._existing_until - cutter.position)
         try:
             # A compressed file cannot go back cheaply, and nobody rewrites it.
+            overlap = 0 if source.compressed else len(tail)
             head = self._head if source.compressed else source.read(0, HEAD_BYTES)
-            data = source.read(cutter.position - len(tail), len(tail) + count)
+            data = source.read(cutter.position - overlap, overlap + count)
         except READ_ERRORS as error:
             self._failed(f"cannot be read at offset {cutter.position} ({error})")
             return None, False
         # What stood before it proves that a read comes from the same content as the reads before.
-        if not head.startswith(self._head) or not data.startswith(tail):
+        if not head.startswith(self._head) or not data.startswith(tail[:overlap]):
             self._changed = True
             return None, False
-        data = data[len(tail) :]
+        data = data[overlap:]
         if not data:
             return None, False
         receive_ns = self._clock()
@@ -258,7 +280,7 @@ class LogFollower:
         lost = Checkpoint(source.device, source.inode, cutter.position, 0, reached)
         found = await asyncio.to_thread(find, self.path, lost)
         copy = found.source
-        if copy is None or not found.intact or _same(copy, source):
+        if copy is None or not found.intact or same_file(copy, source):
             again = copy is not None and found.intact
             self.counters.torn_lines += cutter.partial and not again
             self._begin(source, last if again else None)
@@ -267,7 +289,7 @@ class LogFollower:
                     other.close()
             return
         self._begin(copy, last)
-        self._queue.extendleft(reversed([*_before(source, found.later), source]))
+        self._queue.extendleft(reversed([*files_before(source, found.later), source]))
 
     async def _switch(self, watcher: Watcher) -> None:
         """The current file is at its end and another stands at the path."""
@@ -276,7 +298,10 @@ class LogFollower:
         found = await asyncio.to_thread(find, self.path, self._last)
         newest = self._waiting[-1]
         again = (
-            found.source is not None and found.intact and self._last.offset and _same(found.source, newest)
+            found.source is not None
+            and found.intact
+            and self._last.offset
+            and same_file(found.source, newest)
         )
         if again:
             # Written anew with what was read already, as an editor does.
@@ -284,7 +309,7 @@ class LogFollower:
             dropped = [*self._waiting, *found.later]
         else:
             dropped = []
-            self._queue.extend(_before(self._waiting[0], found.later))
+            self._queue.extend(files_before(self._waiting[0], found.later))
             self._queue.extend(self._waiting)
         self._waiting.clear()
         for source in dropped:
@@ -333,7 +358,7 @@ class LogFollower:
             watcher.watch(source)
             self._begin(source)
             self._existing_until = self._former(source)
-        elif _same(source, self._source) or len(self._waiting) >= _MOST_WAITING:
+        elif same_file(source, self._source) or len(self._waiting) >= _MOST_WAITING:
             source.close()
         else:
             # Files that came and went between two looks are read too, even while the newest is still empty.
@@ -346,11 +371,12 @@ class LogFollower:
         last = self._waiting[-1] if self._waiting else self._source
         older = open_siblings(self.path)
         at = next(
-            (at for at, source in enumerate(older) if last is not None and _same(source, last)), len(older)
+            (at for at, source in enumerate(older) if last is not None and same_file(source, last)),
+            len(older),
         )
         for source in older[: at + 1]:
             source.close()
-        return _before(newest, older[at + 1 :])
+        return files_before(newest, older[at + 1 :])
 
     def _must_switch(self) -> bool:
         if not any(source.size() for source in self._waiting):
@@ -377,17 +403,3 @@ class LogFollower:
         if "failed" not in self._said:
             self._said.add("failed")
             self._notice(f"{self.path}: {what}; tries again")
-
-
-def _same(one: Source, other: Source) -> bool:
-    return (one.device, one.inode) == (other.device, other.inode)
-
-
-def _before(source: Source | None, files: list[Source]) -> list[Source]:
-    """Those of `files` that came before `source`, which may be among them; what came after is found in its turn."""
-    for at, other in enumerate(files):
-        if source is not None and _same(source, other):
-            for unused in files[at:]:
-                unused.close()
-            return files[:at]
-    return files

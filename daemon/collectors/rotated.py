@@ -57,6 +57,11 @@ def fingerprint(head: bytes, tail: bytes) -> str:
     return f"{len(head)}:{_hash(head)}:{_hash(tail)}"
 
 
+def same_head(one: Checkpoint, other: Checkpoint) -> bool:
+    """Whether two checkpoints say the same of what their content begins with."""
+    return one.fingerprint.rpartition(":")[0] == other.fingerprint.rpartition(":")[0]
+
+
 def last_bytes(before: bytes, data: bytes, end: int) -> bytes:
     """The last TAIL_BYTES of `before + data[:end]`."""
     if end >= TAIL_BYTES:
@@ -72,9 +77,13 @@ class Source:
     """One opened log file. Raises OSError where it cannot be opened, NotAFileError where it is no regular file."""
 
     def __init__(self, path: Path) -> None:
+        self.fd = -1
+        self._stream: io.BufferedIOBase | None = None
+        # The last offset that `holds` was asked about, the head and what stands before the offset: of a compressed
+        # file, which is then positioned there, they cannot be read again without beginning anew.
+        self.checked: tuple[int, bytes, bytes] | None = None
         # A pipe without a writer would make a blocking open wait for ever.
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-        self._stream: io.BufferedIOBase | None = None
         try:
             status = os.fstat(self.fd)
             if not stat.S_ISREG(status.st_mode):
@@ -83,7 +92,7 @@ class Source:
             self.device, self.inode = status.st_dev, status.st_ino
             self._stream = decompressed(io.FileIO(self.fd, closefd=False))
         except BaseException:
-            os.close(self.fd)
+            self.close()
             raise
 
     @property
@@ -130,7 +139,11 @@ class Source:
             tail = self.read(checkpoint.offset - before, before)
         except (ValueError, *READ_ERRORS):
             return False
+        self.checked = (checkpoint.offset, head, tail)
         return fingerprint(head, tail) == checkpoint.fingerprint
+
+    def __del__(self) -> None:
+        self.close()
 
     def close(self) -> None:
         if self._stream is not None:
@@ -212,6 +225,20 @@ def open_siblings(path: Path) -> list[Source]:
         for source in sources:
             source.close()
     return sources
+
+
+def same_file(one: Source, other: Source) -> bool:
+    return (one.device, one.inode) == (other.device, other.inode)
+
+
+def files_before(source: Source | None, files: list[Source]) -> list[Source]:
+    """Those of `files` that stand before `source`, which may be among them; closes the others."""
+    for at, other in enumerate(files):
+        if source is not None and same_file(source, other):
+            for unused in files[at:]:
+                unused.close()
+            return files[:at]
+    return files
 
 
 @dataclass
