@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from ...config import FOLDER
 from ..errors import GatewatchError
 from . import rails as rails_file
 from .authority import Authority, Caller
@@ -20,7 +21,7 @@ from .nft import Nft
 from .protocol import encode, parse
 from .state import clocks
 
-ETC_RAILS = "/etc/gatewatch/rails.toml"
+ETC_RAILS = f"{FOLDER}/rails.toml"
 _WRITING = ("block", "unblock", "kill", "release")
 _LOCK_S = 0.3
 

@@ -26,6 +26,9 @@ from .monitor import Monitor
 from .protocol import MOST_BYTES, SOCKET, MalformedError, parse
 
 _TICK_S = 60.0
+_HEAL_S = 0.05  # one healing for a burst of changes
+_FINISH_S = 0.05  # what nobody waits for is done when nobody asks, but no later
+_NEVER = float("inf")
 _MOST_CLIENTS = 64
 _SO_PEERGROUPS = 59  # asm-generic/socket.h
 
@@ -75,29 +78,36 @@ class Server:
         for waited in (listener, wake, monitor):
             self._poll.register(waited.fileno(), select.POLLIN)
         _say("ready")
-        next_tick = time.monotonic() + _TICK_S
-        heal_at = float("inf")
+        now = time.monotonic()
+        next_tick, heal_at, finish_at = now + _TICK_S, _NEVER, _NEVER
         while self._running:
-            now = time.monotonic()
-            wait_s = max(0.0, min(next_tick, heal_at) - now)
-            for descriptor, _ in self._poll.poll(wait_s * 1e3 + 1):
+            if self._authority.unfinished:
+                finish_at = min(finish_at, now + _FINISH_S)
+            events = self._poll.poll(
+                0 if finish_at < _NEVER else max(0.0, min(next_tick, heal_at) - now) * 1e3 + 1
+            )
+            for descriptor, _ in events:
                 if descriptor == listener.fileno():
                     self._accept(listener)
                 elif descriptor == wake.fileno():
                     wake.recv(64)
                 elif descriptor == monitor.fileno():
                     if monitor.changed_by_others():
-                        heal_at = min(heal_at, time.monotonic() + 0.05)  # one healing for a burst of changes
+                        heal_at = min(heal_at, time.monotonic() + _HEAL_S)
                 else:
                     self._answer(descriptor)
+            now = time.monotonic()
+            if finish_at < _NEVER and (not events or now >= finish_at):
+                finish_at = _NEVER
+                self._attempt(self._authority.finish)
             if self._reload:
                 self._reload = False
                 self._attempt(self.load_rails)
-            if time.monotonic() >= heal_at:
-                heal_at = float("inf")
+            if now >= heal_at:
+                heal_at = _NEVER
                 self._attempt(self._heal)
-            if time.monotonic() >= next_tick:
-                next_tick = time.monotonic() + _TICK_S
+            if now >= next_tick:
+                next_tick = now + _TICK_S
                 self._attempt(self._authority.tick)
         _say("stopped; what is blocked and cut off stays so")
 
@@ -157,7 +167,6 @@ class Server:
             answer = {"ok": False, "error": f"internal error: {error}", "remedy": "see the enforcer's log"}
         if not _send(client, answer):
             self._drop(descriptor)
-        self._attempt(self._authority.finish)
 
     def _caller(self, client: socket.socket) -> Caller | None:
         pid, uid, gid = struct.unpack("=iII", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
