@@ -10,10 +10,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from ..daemon.errors import ConfigError
+from . import FOLDER
 from .document import Document, Key, read_document, validated
 from .schema import Config
 
-DEFAULT_FILE = Path("/etc/gatewatch/gatewatch.yaml")
+DEFAULT_FILE = Path(FOLDER) / "gatewatch.yaml"
 
 
 @dataclass(frozen=True)

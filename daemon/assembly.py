@@ -1,37 +1,44 @@
-"""From the configuration to the parts: what `run` and `replay` build alike."""
+"""From the configuration to the parts: what `run` and `replay` build alike.
+
+A configuration of None stands for the defaults where no file exists: `replay` then starts without loading the
+schema, which takes longer than reading a hundred thousand lines.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..config.schema import AllowRule as AllowOption
-from ..config.schema import Config
+from ..config import FOLDER
 from ..detectors.network.allowlist import AllowRule
 from .collectors.parsers.registry import ParserOptions
 from .detection import Detection, DetectionSettings, criticality_of, criticality_of_endpoints
 from .enforcer import rails as rails_file
 from .errors import ConfigError
 from .events import Provenance
-from .incidents import Correlator
+from .incidents import DEFAULT_GAP_S, Correlator
+
+if TYPE_CHECKING:
+    from ..config.schema import AllowRule as AllowOption
+    from ..config.schema import Config
 
 
-def load_rails(config: Config) -> rails_file.Rails | None:
+def load_rails(config: Config | None) -> rails_file.Rails | None:
     """The rails file that the configuration names; None where there is no such file."""
-    path = Path(config.rails)
+    path = Path(config.rails if config is not None else Path(FOLDER, "rails.toml"))
     return rails_file.load(path) if path.exists() else None
 
 
-def trusted_proxies(config: Config, rails: rails_file.Rails | None) -> tuple[str, ...]:
+def trusted_proxies(config: Config | None, rails: rails_file.Rails | None) -> tuple[str, ...]:
     """The load balancers whose forwarding headers count: those of the rails and of the configuration."""
-    own = [str(network) for network in config.network.trusted_proxies]
+    own = [str(network) for network in config.network.trusted_proxies] if config is not None else []
     return tuple(dict.fromkeys([*own, *(str(n) for n in rails.proxies)] if rails else own))
 
 
 def parser_options(
-    config: Config, rails: rails_file.Rails | None, hash_key: bytes, **more: Any
+    config: Config | None, rails: rails_file.Rails | None, hash_key: bytes, **more: Any
 ) -> ParserOptions:
     return ParserOptions(hash_key=hash_key, trusted_proxies=trusted_proxies(config, rails), **more)
 
@@ -59,9 +66,11 @@ def detector_options(config: Config) -> dict[str, Mapping[str, Any]]:
     return {str(name): option.options() for name, option in config.detectors.items()}
 
 
-def build_detection(config: Config, local: list[str], hash_key: bytes) -> Detection:
-    """All detectors with the configured thresholds. Raises ConfigError naming an unknown option."""
-    settings = DetectionSettings(
+def detection_settings(config: Config | None, local: Sequence[str]) -> DetectionSettings:
+    """Thresholds, allow-lists and own networks."""
+    if config is None:
+        return DetectionSettings(local=local)
+    return DetectionSettings(
         detectors=detector_options(config),
         disabled=frozenset(str(name) for name, option in config.detectors.items() if not option.enabled),
         ingress=allow_rules(config.allowlist.ingress),
@@ -69,12 +78,17 @@ def build_detection(config: Config, local: list[str], hash_key: bytes) -> Detect
         local=local,
         future_skew_s=config.detection.future_skew_s,
     )
+
+
+def build_detection(config: Config | None, local: Sequence[str], hash_key: bytes) -> Detection:
+    """All detectors with the configured thresholds. Raises ConfigError naming an unknown option."""
     try:
-        return Detection(settings, hash_key)
+        return Detection(detection_settings(config, local), hash_key)
     except ValueError as error:
         raise ConfigError(f"detectors: {error}", remedy="see docs/detection.md for the options") from error
 
 
-def build_correlator(config: Config, rails: rails_file.Rails | None) -> Correlator:
+def build_correlator(config: Config | None, rails: rails_file.Rails | None) -> Correlator:
     factors = criticality_of_endpoints(rails.endpoints if rails else ())
-    return Correlator(config.detection.incident_gap_s, partial(criticality_of, factors))
+    gap_s = config.detection.incident_gap_s if config is not None else DEFAULT_GAP_S
+    return Correlator(gap_s, partial(criticality_of, factors))

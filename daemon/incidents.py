@@ -18,6 +18,7 @@ from .events import NS_PER_S, rfc3339
 
 PRIORITIES = ("critical", "high", "medium", "low", "info")
 CRITICALITY = {"critical": 1.25, "high": 1.1, "normal": 1.0}
+DEFAULT_GAP_S = 86_400
 MOST_FINDINGS = 64
 """The most findings that one incident holds; the strongest and the newest stay."""
 
@@ -232,7 +233,7 @@ class Correlator:
 
     def __init__(
         self,
-        gap_s: float = 86_400.0,
+        gap_s: float = DEFAULT_GAP_S,
         criticality_of: Callable[[Iterable[str]], float] | None = None,
         most_open: int = 20_000,
     ) -> None:

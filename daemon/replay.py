@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..config.schema import Config
 from .assembly import build_correlator, build_detection, load_rails, parser_options
 from .collectors.capture import Capture, is_capture
-from .collectors.logfile import read_chunks
 from .collectors.parsers.registry import detect_format, make_parser
+from .collectors.stored import read_chunks
 from .detection import Detection
 from .errors import InputError
 from .incidents import Correlator, Incident
+
+if TYPE_CHECKING:
+    from ..config.schema import Config
 
 HASH_KEY = b"gatewatch-replay"
 """A fixed key, so that the same input gives the same output to the last byte."""
@@ -38,13 +40,14 @@ class Replay:
 
     Parameters
     ----------
+    config : None for the defaults.
     local : own networks, for the direction of captured flows; those of the configuration where none are given.
     chunk_bytes : how much of a log is read at once; the incidents do not depend on it.
     """
 
     def __init__(
         self,
-        config: Config,
+        config: Config | None,
         *,
         format: str | None = None,
         year: int | None = None,
@@ -52,7 +55,7 @@ class Replay:
         chunk_bytes: int = 1 << 22,
         chunk_packets: int = 1 << 16,
     ) -> None:
-        own = config.network.local
+        own = config.network.local if config is not None else "auto"
         networks = list(local) or ([] if own == "auto" else [str(n) for n in own])
         rails = load_rails(config)
         self._detection: Detection = build_detection(config, networks, HASH_KEY)

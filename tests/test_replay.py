@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from gatewatch.config.loader import load
+from gatewatch.daemon.assembly import detection_settings
 from gatewatch.daemon.errors import InputError
+from gatewatch.daemon.incidents import DEFAULT_GAP_S
 from gatewatch.daemon.replay import Replay
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -89,3 +91,12 @@ def test_a_binary_file_is_said_to_be_no_log(tmp_path: Path) -> None:
     path.write_bytes(bytes(range(256)) * 64)
     with pytest.raises(InputError, match="no known log format"):
         replayed(path)
+
+
+def test_no_configuration_is_the_same_as_the_defaults(data: Path) -> None:
+    log = data / "logs" / "loghub-openssh-2k.log"
+    bare = Replay(None, year=2023)
+    bare.read(str(log))
+    assert bare.incidents() == replayed(log, year=2023)
+    assert detection_settings(None, ()) == detection_settings(load(), ())
+    assert load().detection.incident_gap_s == DEFAULT_GAP_S

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .options import ConfigOption, JsonOption, load_config
+from .options import ConfigOption, JsonOption, load_config_if_any
 from .output import emit, printable
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def replay(
     """Find incidents in stored logs and captures; nothing is blocked and nothing is kept."""
     from ..replay import Replay
 
-    run = Replay(load_config(config), format=format, year=year, local=local or ())
+    run = Replay(load_config_if_any(config), format=format, year=year, local=local or ())
     for file in files:
         with _progress(file) as progress:
             run.read(file, progress)
