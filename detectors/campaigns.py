@@ -21,10 +21,12 @@ from .tables import Table
 
 _TRAIL = 24
 _LINES = 12 + 16
-_RECORD = _LINES + 32 + 32
+_RECORD = _LINES + 32 + 32 + 1
 _NAME = 64
 _BITS = 512
 _NO_AMOUNTS: I64 = np.zeros((0, 2), np.int64)
+_NOTHING: I64 = np.zeros(0, np.int64)
+_MOST_LINE = (1 << 39) - 1
 MOST_WEIGHT = (1 << 20) - 1
 
 ASK = -1
@@ -60,15 +62,16 @@ class Followed:
     before_ns: I64  # the last event of that key before this one
     marks: I64  # FINAL and OPENED
     attempts: I64  # of the campaign, this event included
+    kept: I64  # what `kept` was at the event that opened the campaign
 
 
 def marks(lines: I64, provenance: NDArray[Any], blockable: NDArray[Any], weights: I64) -> I64:
     """What the trail keeps of each event beside item and time, packed into one number."""
     weight = np.clip(weights, 0, MOST_WEIGHT)
-    packed: I64 = (
-        (lines << 24) | (provenance.astype(np.int64) << 21) | (blockable.astype(np.int64) << 20) | weight
-    )
-    return packed
+    packed: I64 = np.clip(lines, 0, _MOST_LINE) << 24
+    packed |= provenance.astype(np.int64) << 21
+    packed |= blockable.astype(np.int64) << 20
+    return packed | weight
 
 
 class Campaigns:
@@ -100,21 +103,24 @@ class Campaigns:
         text: bytes,
         since_ns: I64,
         amounts: I64 | None = None,
+        kept: I64 | None = None,
     ) -> Followed:
         """Takes a batch of events; those whose `marked` is ASK only ask which campaign is open.
 
         `over` (bool[n]): at or above the threshold. `items` and `spans` (`int32[n, 2]` into `text`): what the
         campaign counts distinct ones of, and their names. `since_ns`: how far back the trail belongs to a
-        campaign that opens here. `amounts` (`int64[n, 2]`) are summed from the opening on.
+        campaign that opens here. `amounts` (`int64[n, 2]`) are summed from the opening on; of
+        `kept` (`int64[n]`) the opening event's is kept.
         """
-        out: I64 = np.zeros((len(keys), 5), np.int64)
+        out: I64 = np.zeros((len(keys), 6), np.int64)
         table = self._table
         sketches.follow_campaigns(
             table.home(keys), keys.view(np.int64), time_ns, since_ns, over.view(np.uint8), marked,
-            _NO_AMOUNTS if amounts is None else amounts, items.view(np.int64), np.ascontiguousarray(spans),
-            np.frombuffer(text or b"\0", np.uint8), self._gap_ns, table.grace_ns, table.keys, table.rows,
-            self._records, self._record_names, self._newest, self._names.keys, self._names.rows,
-            self._name_text, np.full(len(self._records), -1, np.int64), out,
+            _NO_AMOUNTS if amounts is None else amounts, _NOTHING if kept is None else kept,
+            items.view(np.int64), np.ascontiguousarray(spans), np.frombuffer(text or b"\0", np.uint8),
+            self._gap_ns, table.grace_ns, table.keys, table.rows, self._records, self._record_names,
+            self._newest, self._names.keys, self._names.rows, self._name_text,
+            np.full(len(self._records), -1, np.int64), out,
         )  # fmt: skip
         return Followed(*out.T)
 

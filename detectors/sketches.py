@@ -496,6 +496,7 @@ def recall_history(
     over="const unsigned char[::1]",
     marks="const long long[::1]",
     amounts="const long long[:, ::1]",
+    kept="const long long[::1]",
     items="const long long[::1]",
     spans="const int[:, ::1]",
     text="const unsigned char[::1]",
@@ -518,6 +519,7 @@ def follow_campaigns(
     over: U8,
     marks: I64,
     amounts: I64,
+    kept: I64,
     items: I64,
     spans: I32,
     text: U8,
@@ -537,10 +539,10 @@ def follow_campaigns(
     """Opens a campaign where `over`, with the trail that led there, and grows it until `gap_ns` without events.
 
     `out` columns: serial (0 = none), start, time of the last event before this one, 1 where the row is the
-    campaign's last of the batch + 2 where it opened one, attempts so far. Table columns from 2 on: serial,
-    events on the trail, then the trail as a ring of mark, item, time. A record's columns: serial, trigger time
-    and line, start, end, attempts, lines, items, provenance, blockable, two amounts, 16 words of a bitmap of
-    items, lines, items.
+    campaign's last of the batch + 2 where it opened one, attempts so far, what it keeps. Table columns from 2
+    on: serial, events on the trail, then the trail as a ring of mark, item, time. A record's columns: serial,
+    trigger time and line, start, end, attempts, lines, items, provenance, blockable, two amounts, 16 words of
+    a bitmap of items, lines, items, what is kept.
     """
     i: cython.Py_ssize_t
     slot: cython.Py_ssize_t
@@ -583,6 +585,7 @@ def follow_campaigns(
                 out[i, 1] = records[record, 3]
                 out[i, 2] = before
                 out[i, 4] = records[record, 5]
+                out[i, 5] = records[record, 92]
             continue
         if now - before > gap_ns:
             table[slot, 2] = 0
@@ -622,6 +625,8 @@ def follow_campaigns(
             records[record, 2] = marks[i] >> 24
             records[record, 8] = 7
             records[record, 9] = 1
+            if kept.shape[0] > 0:
+                records[record, 92] = kept[i]
             first = table[slot, 3] - ring
             if first < 0:
                 first = 0
@@ -670,6 +675,7 @@ def follow_campaigns(
         out[i, 2] = before
         out[i, 3] += 1
         out[i, 4] = records[record, 5]
+        out[i, 5] = records[record, 92]
         if touched[record] >= 0:
             out[touched[record], 3] &= ~1
         touched[record] = i

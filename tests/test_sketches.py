@@ -108,9 +108,10 @@ def test_items_can_be_lesser_against_and_taken_off() -> None:
 def test_a_flood_of_keys_of_one_event_each_leaves_the_strong_one() -> None:
     counter = WindowCounter(1024, ((3600 * NS_PER_S, 25),))
     counter.update(spread([1] * 5), times(range(5)), np.ones(5, np.int64))
+    n = 2_000 if str(tables.sketches.__file__).endswith(".py") else 100_000
     for part in range(10):
-        flood = spread(np.arange(100_000) + 2 + part * 100_000)
-        counter.update(flood, times(np.full(100_000, 10 + part)), np.ones(100_000, np.int64))
+        flood = spread(np.arange(n) + 2 + part * n)
+        counter.update(flood, times(np.full(n, 10 + part)), np.ones(n, np.int64))
     counts = counter.update(spread([1]), times([30]), np.ones(1, np.int64))
     assert counts[0, 0] == 6
     assert len(counter.save()["keys"]) == 1024

@@ -59,6 +59,7 @@ class BruteForce:
             attempts.spans,
             attempts.batch.text,
             attempts.time_ns - self._look_back_ns[scale],
+            kept=credit,
         )
 
         def story_of(at: int) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...daemon.events import NS_PER_S, Bool
-from ..campaigns import Campaigns, Followed, Record, marks
+from ...daemon.events import I64, NS_PER_S, Bool
+from ..campaigns import OPENED, Campaigns, Followed, Record, marks
 from ..finding import EntityType, Finding, Kind
 from ..tables import NS_PER_DAY
 from .attempts import Attempts
@@ -19,9 +19,10 @@ class Compromise:
     """A login that succeeds from a source under conviction (ATT&CK T1078 after T1110), on that very event.
 
     Under conviction is a source whose brute force or spray goes on: since its last failure less than a day has
-    passed, or less than `memory_s` where others have logged in from it before. Nobody is accused who had logged
-    in from there before the attack began and has failed no more than `typist` times since, nor, at a
-    source with credit, who has not failed there at all.
+    passed, or less than `memory_s` where others had logged in from it before the attack. Nobody is accused who
+    had logged in from there before the attack began and has failed no more than `typist` times since, nor, at
+    a source with credit, who has not failed there at all. Users who first logged in from a source without
+    credit after its attack had begun, but before it was convicted, are accused when it is.
 
     Parameters: `typist` (int, 5), `memory_s` (int, 3600).
     """
@@ -34,26 +35,25 @@ class Compromise:
         self._typist = typist
         self._memory_ns = memory_s * NS_PER_S
         self._campaigns = Campaigns(NS_PER_DAY, capacity=4096, records=1024, names=4096)
+        self._early = Campaigns(NS_PER_DAY, capacity=4096, records=1024, names=4096)
 
     def update(self, attempts: Attempts, convictions: Sequence[Followed]) -> list[Finding]:
         """`convictions`: what each detector that convicts sources says of the same attempts."""
         convicted: Bool = np.zeros(len(attempts.row), np.bool_)
         for conviction in convictions:
             convicted |= conviction.serial > 0
-        rows = np.flatnonzero(convicted & attempts.success)
+        early = self._early_hits(attempts, convictions, convicted)
+        return early + self._hits(attempts, convictions, np.flatnonzero(convicted & attempts.success))
+
+    def _hits(self, attempts: Attempts, convictions: Sequence[Followed], rows: I64) -> list[Finding]:
+        """Of the successes in `rows`, those that a guesser had."""
         guessed = np.zeros(len(rows), np.int64)
+        pending, first = attempts.pending[rows], attempts.first_success_ns[rows]
         for conviction in convictions:
-            start = conviction.start_ns[rows]
             age = attempts.time_ns[rows] - conviction.before_ns[rows]
-            credit = attempts.credit[rows] > 0
-            pending = attempts.pending[rows]
-            first = attempts.first_success_ns[rows]
-            usual = (first > 0) & (first < start) & (pending <= self._typist)
-            hit = (
-                (conviction.serial[rows] > 0)
-                & ~usual
-                & (~credit | ((age <= self._memory_ns) & (pending > 0)))
-            )
+            usual = (first > 0) & (first < conviction.start_ns[rows]) & (pending <= self._typist)
+            recent = (age <= self._memory_ns) & (pending > 0)
+            hit = (conviction.serial[rows] > 0) & ~usual & ((conviction.kept[rows] == 0) | recent)
             guessed = np.maximum(guessed, np.where(hit, conviction.attempts[rows], 0))
         rows, guessed = rows[guessed > 0], guessed[guessed > 0]
         if not len(rows):
@@ -82,6 +82,48 @@ class Compromise:
 
         return [self._finding(*grown) for grown in self._campaigns.grown(followed, story_of)]
 
+    def _early_hits(
+        self, attempts: Attempts, convictions: Sequence[Followed], convicted: Bool
+    ) -> list[Finding]:
+        """Where a source without credit is convicted: the users who had come in since its attack began."""
+        opened: Bool = np.zeros(len(convicted), np.bool_)
+        start_ns = attempts.time_ns.copy()
+        for conviction in convictions:
+            opening = (conviction.marks & OPENED > 0) & (conviction.kept == 0)
+            start_ns = np.where(opening, np.minimum(start_ns, conviction.start_ns), start_ns)
+            opened |= opening
+        came_in = attempts.success & (attempts.first_success_ns == 0) & (attempts.credit == 0) & ~convicted
+        rows = np.flatnonzero(opened | came_in)
+        if not len(rows):
+            return []
+        # Only what came in carries an item, so a campaign without items is one of which nothing need be said.
+        followed = self._early.update(
+            attempts.source[rows],
+            attempts.time_ns[rows],
+            opened[rows],
+            marks(
+                attempts.line[rows],
+                attempts.batch.provenance[attempts.row[rows]],
+                attempts.proven[rows],
+                came_in[rows].astype(np.int64),
+            ),
+            np.where(came_in[rows], attempts.user[rows], np.uint64(0)),
+            attempts.spans[rows],
+            attempts.batch.text,
+            start_ns[rows],
+        )
+
+        def story_of(at: int) -> dict[str, Any]:
+            row = int(rows[at])
+            failures = max(int(conviction.attempts[row]) for conviction in convictions)
+            return {**attempts.story_of(row, f"{self.name} before"), "failures": failures}
+
+        return [
+            self._finding(record, {**story, "user": record.names[0] if len(record.names) == 1 else ""})
+            for record, story in self._early.grown(followed, story_of)
+            if record.items
+        ]
+
     def _finding(self, record: Record, story: dict[str, Any]) -> Finding:
         source, user = story["entity"], story["user"]
         return Finding(
@@ -96,12 +138,12 @@ class Compromise:
             severity=95,
             confidence=0.8 if story["credit"] else 0.95,
             sources=(source,),
-            users=(user,) if user else (),
+            users=record.names or ((user,) if user else ()),
             targets=(story["target"],) if story["target"] else (),
             figures={
                 "successes": record.attempts,
                 "failures_before": story["failures"],
-                "failures_of_user": story["own_failures"],
+                **({"failures_of_user": story["own_failures"]} if "own_failures" in story else {}),
                 "credit_users": story["credit"],
             },
             threshold="a login that succeeds from a source that has been guessing passwords",
@@ -114,7 +156,8 @@ class Compromise:
         )
 
     def save(self) -> dict[str, Any]:
-        return {"campaigns": self._campaigns.save()}
+        return {"campaigns": self._campaigns.save(), "early": self._early.save()}
 
     def load(self, state: dict[str, Any]) -> None:
         self._campaigns.load(state["campaigns"])
+        self._early.load(state["early"])
