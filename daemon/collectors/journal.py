@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -318,14 +319,19 @@ def probe(options: Sequence[str] = ()) -> str | None:
 
 def _line(entry: _Entry) -> bytes:
     seconds, micros = divmod(int(entry.realtime), 1_000_000)
-    moment = datetime.fromtimestamp(min(seconds, 253402300799), UTC)
     program = _word(entry.identifier) or _word(entry.command) or "unknown"
     number = _word(entry.pid) or _word(entry.syslog_pid)
     tag = f"{program}[{number}]" if number.isdigit() else program
-    head = f"{moment:%Y-%m-%dT%H:%M:%S}.{micros:06d}+00:00 {_word(entry.host) or '-'} {tag}: "
+    head = f"{_second(seconds)}.{micros:06d}+00:00 {_word(entry.host) or '-'} {tag}: "
     # Control characters as rsyslog writes them: #012 for a newline.
     message = _FORGING.sub(lambda found: b"#%03o" % found[0][0], _bytes(entry.message))
     return head.encode() + message + b"\n"
+
+
+@functools.lru_cache(maxsize=64)
+def _second(seconds: int) -> str:
+    """RFC 3339 without fraction and zone; a time past the year 9999 is held there."""
+    return f"{datetime.fromtimestamp(min(seconds, 253402300799), UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 def _word(value: Any) -> str:
