@@ -497,7 +497,7 @@ class Scanner:
         self.last_ns = NO_TIME
 
     def last(self) -> int:
-        """The time of the last line that had one, or the least int64."""
+        """The last time that had no offset, or the least int64."""
         return self.last_ns
 
     def set_last(self, last_ns: int) -> None:
@@ -619,10 +619,14 @@ class Scanner:
             self.hour_key = -1
             found = self.clock.hour(year, month, day, hour, self.last_ns)
             if found == NO_TIME:
-                return self.clock.second(year, month, day, hour, minute, second, self.last_ns)
+                found = self.clock.second(year, month, day, hour, minute, second, self.last_ns)
+                if found != NO_TIME:
+                    self.last_ns = found
+                return found
             self.hour_key = key
             self.hour_ns = found
-        return self.hour_ns + (minute * 60 + second) * cython.cast(cython.longlong, 1000000000)
+        self.last_ns = self.hour_ns + (minute * 60 + second) * cython.cast(cython.longlong, 1000000000)
+        return self.last_ns
 
     @cython.cfunc
     def _time(self, at: cython.Py_ssize_t, end: cython.Py_ssize_t) -> cython.Py_ssize_t:
@@ -764,8 +768,6 @@ class Scanner:
                 i = at + 2
             else:
                 return not modern and self._tagged(at, end, False)
-        else:
-            self.last_ns = self.time
         at = i
         i = _space(p, at, end)
         if i >= end:

@@ -197,7 +197,7 @@ class SshdParser:
         return Parsed(batch.take(slice(0, rows)), unparsed[:missed], lines)
 
     def save(self) -> dict[str, Any]:
-        """The time of the last line, on which the year of the next one depends."""
+        """The last time that had no offset, on which the year of the next one depends."""
         last_ns = self._scanner.last()
         return {} if last_ns == NO_TIME else {"last_ns": last_ns}
 
