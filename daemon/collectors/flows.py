@@ -76,8 +76,9 @@ class FlowTable:
             self._tags.data, self._slots.reshape(-1).data, scratch.data, k0, k1, self._idle_ns, clock
         )
 
-    def __len__(self) -> int:
-        """The slots in use."""
+    @property
+    def used(self) -> int:
+        """How many flows are held."""
         return int(np.count_nonzero(self._tags))
 
     def update(self, packets: NDArray[Any], provenance: Provenance = Provenance.KERNEL) -> FlowBatch:
@@ -86,7 +87,7 @@ class FlowTable:
         rows = np.empty((2 * len(packets), table.ROW_WORDS), np.uint64)
         columns: Any = packets
         if not table.COMPILED:
-            columns = {name: np.ascontiguousarray(packets[name]).data for name in COLUMNS}
+            columns = {name: packets[name].copy().data for name in COLUMNS}
         count, skipped = self._table.update(columns, rows.reshape(-1).data)
         self.skipped += skipped
         return self._batch(rows[:count])

@@ -226,7 +226,7 @@ class Table:
         """A flow goes: its last row, where that says more than the one before."""
         closed: cython.bint = flow[16] & STATE >= REFUSED
         if closed:
-            if self.bytes_of(flow, 0) + self.bytes_of(flow, 1) != flow[8]:
+            if (self.bytes_of(flow, 0) + self.bytes_of(flow, 1)) & MASK != flow[8]:
                 self.give(flow, frame)
         elif flow[9] + flow[10] != flow[19]:
             self.give(flow, frame)
@@ -488,11 +488,13 @@ class Table:
             said = tcp_flags[i]
             s_port = source_port[i]
             d_port = destination_port[i]
-            # malformed, or a fragment without ports, or cut before the ports or the flags
+            # nothing of use above an internet header; a broken or cut frame is of use where its ports and flags
+            # could be read, as some receiver might take it
             if (
                 families[i] == 0
-                or flags[i] & 3
-                or (protocol == 6 and (s_port | d_port == 0 or (flags[i] & 8 and said == 0)))
+                or flags[i] & 2
+                or (protocol == 6 and s_port | d_port == 0)
+                or (flags[i] & 9 and (s_port | d_port == 0 or (protocol == 6 and said == 0)))
             ):
                 skipped += 1
                 continue
@@ -534,7 +536,7 @@ class Table:
             if is_new or time > signed(flow[6]):
                 flow[6] = unsigned
             flow[9 + side] += 1
-            flow[11 + side] += payload * weights[i]
+            flow[11 + side] = (flow[11 + side] + payload * weights[i]) & MASK
             flow[17] = frame
             if protocol == 6:
                 self.tcp(flow, side, said, sequences[i], acknowledgements[i], payload)
