@@ -98,7 +98,7 @@ class Packets(Options):
         default=8192,
         ge=64,
         le=1_048_576,
-        description="Frames that the ring holds, an interface (memory: 256 bytes each).",
+        description="Frames that the ring holds, an interface (memory: 512 bytes each).",
     )
 
 
