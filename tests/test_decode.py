@@ -264,7 +264,8 @@ def test_columns_that_do_not_fit_are_refused() -> None:
 
 LAYERS = st.sampled_from(
     [
-        b"\x02" * 12, b"\x81\0\0\7", b"\x88\xa8", b"\x08\0", b"\x86\xdd", b"\x88\x47\0\0\x11\0", b"\x88\x64\x11\0\0\1\0\0",
+        b"\x02" * 12, b"\x81\0\0\7", b"\x88\xa8", b"\x08\0", b"\x86\xdd", b"\x88\x47\0\0\x11\0",
+        b"\x88\x64\x11\0\0\1\0\0",
         b"\0\x21", PACKET4[:20], ipv4(A, B, 4, b"")[:20], ipv4(A, B, 47, b""), ipv4(A, B, 17, b"", total=0),
         ipv4(A, B, 6, b"", total=0), ipv4(A, B, 51, b"", total=0), ipv4(A, B, 47, b"", total=0, options=b"\1\1\7\2"),
         ipv4(A, B, 41, b"", total=0), ipv4(A, B, 1, b"", total=0), ipv6(A6, B6, 0, b""), ipv6(A6, B6, 41, b""),
