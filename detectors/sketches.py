@@ -200,6 +200,7 @@ def count_distinct(
     change: Any,
     windows: I64,
     few: cython.longlong,
+    alike: cython.longlong,
     grace: cython.longlong,
     keys: I64,
     table: I64,
@@ -208,8 +209,9 @@ def count_distinct(
     """Columns from 2 on: items held, which goes next when full, items, when each was last seen, 4 x tries + standing.
 
     Standing: 0 counts, 1 counts in the first window only, 2 counts against the others. `change`: 1 to 3 add
-    with standing 0 to 2, 4 adds with 0 but leaves what stands against, -1 removes, 0 asks. The last column of
-    `counts` is how many items stand against within the first window.
+    with standing 0 to 2, 4 adds with 0 but leaves what stands against, -1 removes, 0 asks. `counts` has a column
+    for each window, one for the items that stand against within the first, and, where `alike`, one for each
+    window again: of the items whose last 16 bits are those of this event's.
     """
     i: cython.Py_ssize_t
     w: cython.Py_ssize_t
@@ -226,6 +228,7 @@ def count_distinct(
     mark: cython.longlong
     standing: cython.longlong
     item: cython.longlong
+    same: cython.bint
     longest: cython.longlong = windows[last_window]
     for i in range(wanted.shape[0]):
         if wanted[i] == 0:
@@ -270,15 +273,19 @@ def count_distinct(
                 table[slot, 4 + place] = item
                 table[slot, seen + place] = now
                 table[slot, held + place] = (mark & ~3) + 4 + standing
+        item = items[i]
         for at in range(size):
             age = now - table[slot, seen + at]
             if age >= longest:
                 continue
+            same = alike != 0 and ((table[slot, 4 + at] ^ item) & 0xFFFF) == 0
             mark = table[slot, held + at]
             if mark & 2:
                 for w in range(last_window + 1):
                     if age < windows[w]:
                         counts[i, w] -= 1
+                        if same:
+                            counts[i, last_window + 2 + w] -= 1
                 if age < windows[0]:
                     counts[i, last_window + 1] += 1
             elif mark >> 2 > few:
@@ -286,10 +293,14 @@ def count_distinct(
             elif mark & 1:
                 if age < windows[0]:
                     counts[i, 0] += 1
+                    if same:
+                        counts[i, last_window + 2] += 1
             else:
                 w = last_window
                 while w >= 0 and age < windows[w]:
                     counts[i, w] += 1
+                    if same:
+                        counts[i, last_window + 2 + w] += 1
                     w -= 1
         table[slot, _STRENGTH] = size
 

@@ -90,26 +90,31 @@ class DistinctCounter:
     Parameters: `capacity` (keys); `items` (most items held for a key; beyond, the one held longest goes);
     `windows_ns` (shortest first); `few`: an item that came more often than this is not counted (0 = no such
     limit). Items added as lesser count in the first window only; those added against are taken off the
-    others, and stay so until added plainly.
+    others, and stay so until added plainly. `alike`: count also, for each event, the items whose last 16
+    bits are those of its item.
     """
 
     ADD, ADD_LESSER, ADD_AGAINST, ADD_UNLESS_AGAINST, REMOVE, ASK = 1, 2, 3, 4, -1, 0
 
-    def __init__(self, capacity: int, items: int, windows_ns: tuple[int, ...], few: int = 0) -> None:
+    def __init__(
+        self, capacity: int, items: int, windows_ns: tuple[int, ...], few: int = 0, alike: bool = False
+    ) -> None:
         self._windows = np.array(windows_ns, np.int64)
         self._few = few or 1 << 60
+        self._alike = int(alike)
         self._table = Table(capacity, 4 + 3 * items, windows_ns[-1] // 64)
 
     def update(self, keys: U64, items: U64, time_ns: I64, change: Any) -> I64:
         """The numbers `int64[n, windows + 1]` just after each event; `change` (int8[n]) says what it does.
 
-        The last column is how many items stand against within the first window.
+        The column after the windows is how many items stand against within the first. Where `alike`, a column for
+        each window follows: the same numbers, of items alike this event's.
         """
-        counts: I64 = np.zeros((len(keys), len(self._windows) + 1), np.int64)
+        counts: I64 = np.zeros((len(keys), (1 + self._alike) * len(self._windows) + 1), np.int64)
         table = self._table
         sketches.count_distinct(
-            table.home(keys), keys.view(np.int64), items.view(np.int64), time_ns, change, self._windows, self._few,
-            table.grace_ns, table.keys, table.rows, counts,
+            table.home(keys), keys.view(np.int64), items.view(np.int64), time_ns, change, self._windows,
+            self._few, self._alike, table.grace_ns, table.keys, table.rows, counts,
         )  # fmt: skip
         return counts
 

@@ -105,6 +105,13 @@ def test_items_can_be_lesser_against_and_taken_off() -> None:
     assert counts.tolist() == [[1, 1, 0], [2, 1, 0], [1, 0, 1], [1, 0, 1], [0, -1, 1], [0, -1, 1]]
 
 
+def test_items_alike_are_counted_beside() -> None:
+    counter = DistinctCounter(64, 16, (600 * NS_PER_S,), alike=True)
+    items = np.array([0x10016, 0x20016, 0x30050, 0x40016], np.uint64)
+    counts = counter.update(spread([1] * 4), items, times(range(4)), np.array([1, 1, 1, 3], np.int8))
+    assert counts.tolist() == [[1, 0, 1], [2, 0, 2], [3, 0, 1], [2, 1, 1]]
+
+
 def test_a_flood_of_keys_of_one_event_each_leaves_the_strong_one() -> None:
     counter = WindowCounter(1024, ((3600 * NS_PER_S, 25),))
     counter.update(spread([1] * 5), times(range(5)), np.ones(5, np.int64))
@@ -217,7 +224,7 @@ def everything(seed: int) -> list[Any]:
     weights = rng.integers(-2, 4, n)
     flags = rng.integers(0, 2, n).astype(np.uint8)
     windows = WindowCounter(16, ((30 * NS_PER_S, 10), (300 * NS_PER_S, 12)))
-    distinct = DistinctCounter(16, 8, (300 * NS_PER_S, 900 * NS_PER_S), few=3)
+    distinct = DistinctCounter(16, 8, (300 * NS_PER_S, 900 * NS_PER_S), few=3, alike=True)
     sessions, history, growth = Sessions(16), History(16, tolerance=4), FlowGrowth(16)
     followed = Campaigns(900 * NS_PER_S, capacity=16, records=8, names=16)
     text = b"alice bob carol"

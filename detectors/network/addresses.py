@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from ...daemon.events import I32, U8, U16, U64, address_text
@@ -41,6 +43,7 @@ def pack_ends(address: U64, family: U8, port: U16, protocol: U8) -> tuple[bytes,
     return packed.tobytes(), np.stack([starts, starts + np.int32(_SIZE)], axis=1)
 
 
+@lru_cache(maxsize=8192)
 def unpack_end(packed: bytes) -> tuple[str, int, int]:
     """(address, port, protocol) of one packed end."""
     high, low = int.from_bytes(packed[:8], "big"), int.from_bytes(packed[8:16], "big")

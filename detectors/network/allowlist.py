@@ -45,7 +45,7 @@ class AllowTable:
             open_ = open_[protocols[protocol[open_]] & ports[port[open_]]]
             if not len(open_):
                 continue
-            of, high, low = family[open_], address[open_, 0], address[open_, 1]
+            of, (high, low) = family[open_], address.take(open_, axis=0).T
             hit: Bool = np.zeros(len(open_), np.bool_)
             for version, mask_high, mask_low, net_high, net_low in networks:
                 hit |= (of == version) & (low & mask_low == net_low) & (high & mask_high == net_high)
@@ -104,7 +104,7 @@ class AllowList:
         rows = np.flatnonzero(batch.direction == self._direction)
         far = batch.destination if egress else batch.source
         port, protocol, family = batch.destination_port[rows], batch.protocol[rows], batch.family[rows]
-        rows = rows[~self._table.allows(far[rows], family, port, protocol)]
+        rows = rows[~self._table.allows(far.take(rows, axis=0), family, port, protocol)]
         if not len(rows):
             return []
         port, protocol, family = batch.destination_port[rows], batch.protocol[rows], batch.family[rows]
@@ -114,8 +114,9 @@ class AllowList:
         answered |= (state == FlowState.OTHER) & (batch.bytes_in[rows] > 0)
         by_endpoint = ~answered & (not egress)
         near = batch.source if egress else batch.destination
-        entity = np.where(by_endpoint[:, None], near[rows], far[rows])
-        other = np.where(by_endpoint[:, None], far[rows], near[rows])
+        near, far = near.take(rows, axis=0), far.take(rows, axis=0)
+        entity = np.where(by_endpoint[:, None], near, far)
+        other = np.where(by_endpoint[:, None], far, near)
         service = (port.astype(np.uint64) << np.uint64(16)) | (protocol.astype(np.uint64) << np.uint64(1))
         grown = self._growth.update(
             join_keys(batch.flow[rows], by_endpoint.astype(np.uint64)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...daemon.events import NS_PER_S, Direction, FlowBatch, FlowState
 from ..addressing import NetworkKeys, join_keys
@@ -33,42 +34,41 @@ class PortScan:
         self._targets, self._window_ns = targets, window_s * NS_PER_S
         self._networks, self._hosts = NetworkKeys(hash_key), NetworkKeys(hash_key, prefix6=128)
         window = (self._window_ns, self._window_ns)
-        self._scans = DistinctCounter(sources, 4 * targets, window)
-        self._sweeps = DistinctCounter(sources, 4 * targets, window)
+        self._counter = DistinctCounter(sources, 4 * targets, window, alike=True)
         gap = 4 * self._window_ns
         self._scanning = Campaigns(gap, capacity=sources, records=1024)
         self._sweeping = Campaigns(gap, capacity=sources, records=1024)
 
     def update(self, batch: FlowBatch, /) -> list[Finding]:
-        rows = np.flatnonzero((batch.protocol == 6) & (batch.state != FlowState.OTHER))
+        # What closes has been established before, or has been refused.
+        told = (batch.state == FlowState.SYN) | (batch.state == FlowState.ESTABLISHED)
+        rows = np.flatnonzero((batch.protocol == 6) & (told | (batch.state == FlowState.REFUSED)))
         if not len(rows):
             return []
-        state, family = batch.state[rows], batch.family[rows]
-        direction = batch.direction[rows]
+        state, family, direction = batch.state[rows], batch.family[rows], batch.direction[rows]
         inbound = (direction == Direction.INGRESS) | (direction == Direction.UNKNOWN)
         to_us = direction == Direction.INGRESS
         time_ns = np.clip(batch.time_ns[rows], 10**17, 1 << 62)
-        source = self._networks.keys(batch.source[rows], family)
-        host = self._hosts.keys(batch.destination[rows], family)
+        source = self._networks.keys(batch.source.take(rows, axis=0), family)
+        host = self._hosts.keys(batch.destination.take(rows, axis=0), family)
         port = batch.destination_port[rows].astype(np.uint64)
-        target, service = join_keys(host, port), join_keys(source, port)
-        unanswered = np.where(inbound, DistinctCounter.ADD_UNLESS_AGAINST, DistinctCounter.ADD_LESSER)
-        change = np.where(state == FlowState.SYN, unanswered, DistinctCounter.ADD_AGAINST)
-        change = np.where(state == FlowState.REFUSED, DistinctCounter.ADD, change).astype(np.int8)
-        scanned = self._scans.update(source, target, time_ns, change)
-        swept = self._sweeps.update(service, host, time_ns, change)
+        target = (host << np.uint64(16)) | port
+        change = _CHANGE[inbound.view(np.uint8), state]
+        counts = self._counter.update(source, target, time_ns, change)
+        swept = counts[:, 3:]
         sweep = self._over(swept)
         # What is one port of many hosts is the sweep's; the scan is what remains.
-        scan = self._over(scanned[:, :2] - np.maximum(swept[:, :2] - 1, 0))
+        scan = self._over(counts[:, :2] - np.maximum(swept - 1, 0))
+        tried = change != DistinctCounter.ADD_AGAINST
         found = []
-        for kind, campaigns, key, counts, over in (
-            ("port_scan", self._scanning, source, scanned, scan),
-            ("host_sweep", self._sweeping, service, swept, sweep),
+        for kind, campaigns, most, over in (
+            ("port_scan", self._scanning, counts[:, 0], scan),
+            ("host_sweep", self._sweeping, swept[:, 0], sweep),
         ):
-            tried = (state == FlowState.SYN) | (state == FlowState.REFUSED)
-            at = np.flatnonzero(tried & (counts[:, 0] > 1))
+            at = np.flatnonzero(tried & (most > 1))
             if not len(at):
                 continue
+            key = source[at] if kind == "port_scan" else join_keys(source[at], port[at])
             chosen = rows[at]
             text, spans = pack_ends(
                 batch.destination[chosen],
@@ -78,7 +78,7 @@ class PortScan:
             )
             weight = (state[at] == FlowState.SYN).astype(np.int64)
             followed = campaigns.update(
-                key[at],
+                key,
                 time_ns[at],
                 over[at],
                 marks(batch.frame[chosen], batch.provenance[chosen], to_us[at], weight),
@@ -86,7 +86,7 @@ class PortScan:
                 spans,
                 text,
                 time_ns[at] - self._window_ns,
-                np.stack([scanned[at, 2], np.zeros(len(at), np.int64)], axis=1),
+                np.stack([counts[at, 2], np.zeros(len(at), np.int64)], axis=1),
             )
 
             def story_of(row: int, kind: str = kind, chosen: Any = chosen) -> dict[str, Any]:
@@ -137,14 +137,25 @@ class PortScan:
 
     def save(self) -> dict[str, Any]:
         return {
-            "scans": self._scans.save(),
-            "sweeps": self._sweeps.save(),
+            "counter": self._counter.save(),
             "scanning": self._scanning.save(),
             "sweeping": self._sweeping.save(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        self._scans.load(state["scans"])
-        self._sweeps.load(state["sweeps"])
+        self._counter.load(state["counter"])
         self._scanning.load(state["scanning"])
         self._sweeping.load(state["sweeping"])
+
+
+def _changes() -> NDArray[np.int8]:
+    """What a row does to its target's standing, by whether it came in and by its state."""
+    changes: NDArray[np.int8] = np.zeros((2, len(FlowState)), np.int8)
+    changes[0, FlowState.SYN] = DistinctCounter.ADD_LESSER
+    changes[1, FlowState.SYN] = DistinctCounter.ADD_UNLESS_AGAINST
+    changes[:, FlowState.REFUSED] = DistinctCounter.ADD
+    changes[:, FlowState.ESTABLISHED] = DistinctCounter.ADD_AGAINST
+    return changes
+
+
+_CHANGE = _changes()
