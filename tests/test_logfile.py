@@ -196,6 +196,37 @@ async def test_copytruncate_reads_what_it_missed_from_the_copy(tmp_path: Path) -
 
 
 @in_loop
+async def test_two_copytruncates_before_a_look_lose_nothing(tmp_path: Path) -> None:
+    log = tmp_path / "auth.log"
+    log.write_bytes(b"one\n")
+    async with following(log) as reader:
+        await gives(reader, b"one\n")
+        append(log, b"two\n")
+        shutil.copy(log, tmp_path / "auth.log.2")
+        os.truncate(log, 0)
+        append(log, b"three\n")
+        shutil.copy(log, tmp_path / "auth.log.1")
+        os.truncate(log, 0)
+        append(log, b"four\n")
+        await gives(reader, b"one\n", b"two\n", b"three\n", b"four\n")
+
+
+@in_loop
+async def test_a_truncated_log_that_begins_as_before_and_grew_past_the_offset_is_noticed(
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "app.log"
+    banner = b"# fields: " + b"x" * 300 + b"\n"
+    log.write_bytes(banner + b"one\n")
+    async with following(log) as reader:
+        await gives(reader, banner, b"one\n")
+        with log.open("r+b", buffering=0) as writer:
+            writer.truncate(0)
+            writer.write(banner + b"a line that is longer than one\n")
+        await gives(reader, banner, b"one\n", banner, b"a line that is longer than one\n")
+
+
+@in_loop
 async def test_a_truncated_file_starts_again_at_its_beginning(tmp_path: Path) -> None:
     log = tmp_path / "auth.log"
     log.write_bytes(b"one\ntwo\nhalf")
