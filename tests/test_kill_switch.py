@@ -37,6 +37,7 @@ def test_the_command_imports_nothing_heavy_before_it_asks() -> None:
     heavy = "argparse, json, re, enum, typing, pathlib, socket, logging, dataclasses, typer, pydantic, numpy, ctypes"
     program = (
         "import sys; from gatewatch.daemon.cli import main; from gatewatch.daemon.cli import kill_switch; "
+        "from gatewatch.daemon.enforcer import client; "
         f"print([m for m in {heavy.split(', ')} if m in sys.modules])"
     )
     bare = [sys.executable, "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}; {program}"]
