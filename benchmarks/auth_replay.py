@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from generate_auth_log import generate_auth_log  # noqa: E402
+from generate_auth_log import generate_auth_log
 
 
 def seconds(command: list[str]) -> float:
@@ -40,7 +40,7 @@ def main() -> int:
         one = Path(folder) / "one.log"
         with log.open("rb") as stream:
             one.write_bytes(stream.readline())
-        lines = sum(block.count(b"\n") for block in iter(lambda f=log.open("rb"): f.read(1 << 20), b""))
+        lines = log.read_bytes().count(b"\n")
         gatewatch = [str(Path(sys.executable).with_name("gatewatch")), "replay", "--format", "sshd", "--json"]
         commands = {
             "gatewatch replay": [*gatewatch, str(log)],
