@@ -53,6 +53,16 @@ class Record:
     lines: tuple[int, ...]
 
 
+@dataclass(slots=True)
+class _Read:
+    """What has been read of a record."""
+
+    serial: int
+    lines: tuple[int, ...] = ()
+    items: tuple[bytes, ...] = ()
+    names: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Followed:
     """What `Campaigns.update` says of each event."""
@@ -90,7 +100,7 @@ class Campaigns:
         self._record_names: U8 = np.zeros((records, 32, _NAME), np.uint8)
         self._newest: I64 = np.zeros(1, np.int64)
         self._stories: dict[int, dict[str, Any]] = {}
-        self._read: dict[int, tuple[int, tuple[int, ...], tuple[bytes, ...], tuple[str, ...]]] = {}
+        self._read: dict[int, _Read] = {}
 
     def update(
         self,
@@ -157,12 +167,16 @@ class Campaigns:
         else:
             zeros = _BITS - sum(word.bit_count() for word in row[12:])
             distinct = max(32, round(_BITS * log(_BITS / max(1, zeros))))
+        # Lines and items are only ever added, so what was read before holds and only what is new is read.
         read = self._read.get(at)
-        if read is None or read[0] != serial or len(read[1]) != lines or len(read[2]) != count:
-            # Lines and items are only ever added, so what was read holds as long as their numbers do.
-            items = _names(self._record_names[at, :count].tobytes(), count)
-            read = (serial, tuple(self._records[at, _LINES : _LINES + lines].tolist()), items, _texts(items))
-            self._read[at] = read
+        if read is None or read.serial != serial:
+            read = self._read[at] = _Read(serial)
+        if len(read.lines) != lines:
+            read.lines = tuple(self._records[at, _LINES : _LINES + lines].tolist())
+        if len(read.items) != count:
+            added = _names(self._record_names[at, len(read.items) : count].tobytes())
+            read.items += added
+            read.names = tuple(sorted({*read.names, *(_text(name) for name in added if name)}))
         return Record(
             serial=serial,
             trigger_ns=row[1],
@@ -174,9 +188,9 @@ class Campaigns:
             blockable=bool(row[9]),
             amounts=(row[10], row[11]),
             distinct=distinct,
-            items=read[2],
-            names=read[3],
-            lines=read[1],
+            items=read.items,
+            names=read.names,
+            lines=read.lines,
         )
 
     def save(self) -> dict[str, Any]:
@@ -205,12 +219,12 @@ class Campaigns:
         self._stories = {serial: dict(story) for serial, story in state["stories"]}
 
 
-def _names(held: bytes, count: int) -> tuple[bytes, ...]:
+def _names(held: bytes) -> tuple[bytes, ...]:
     """Each name is kept behind a byte that says its length."""
-    return tuple(held[at + 1 : at + 1 + held[at]] for at in range(0, count * _NAME, _NAME))
+    return tuple(held[at + 1 : at + 1 + held[at]] for at in range(0, len(held), _NAME))
 
 
-def _texts(names: tuple[bytes, ...]) -> tuple[str, ...]:
-    cut = _NAME - 1
-    said = {name[: cut - 1].decode("utf-8", "backslashreplace") + "…" * (len(name) == cut) for name in names}
-    return tuple(sorted(said - {""}))
+def _text(name: bytes) -> str:
+    if len(name) < _NAME - 1:
+        return name.decode("utf-8", "backslashreplace")
+    return name[:-1].decode("utf-8", "backslashreplace") + "…"
