@@ -182,6 +182,65 @@ async def test_two_rotations_before_a_look_lose_nothing(tmp_path: Path) -> None:
 
 
 @in_loop
+async def test_a_file_that_came_and_went_is_read_although_the_newest_is_still_empty(tmp_path: Path) -> None:
+    log = tmp_path / "auth.log"
+    log.write_bytes(b"one\n")
+    async with following(log) as reader:
+        await gives(reader, b"one\n")
+        log.rename(tmp_path / "auth.log.2")
+        log.write_bytes(b"two\n")
+        log.rename(tmp_path / "auth.log.1")
+        log.touch()
+        await gives(reader, b"one\n", b"two\n")
+
+
+WRITER = """
+import os, sys, time
+path, name = sys.argv[1:]
+fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+number = 0
+while os.getppid() > 1 and not os.path.exists(path + "-stop"):
+    for _ in range(40):
+        os.write(fd, b"%s %d\\n" % (name.encode(), number))
+        number += 1
+    time.sleep(0.001)
+    # As a worker that is told to reopen its log: some time after the rotation.
+    if number % 200 == 0 and (not os.path.exists(path) or os.stat(path).st_ino != os.fstat(fd).st_ino):
+        os.close(fd)
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+print(number)
+"""
+
+
+@in_loop
+async def test_real_writers_that_reopen_in_their_own_time_lose_no_line(tmp_path: Path) -> None:
+    log, names = tmp_path / "access.log", ("a", "b", "c")
+    log.touch()
+    async with following(log, settle_s=0.3) as reader:
+        writers = [
+            await asyncio.create_subprocess_exec(
+                sys.executable, "-c", WRITER, str(log), name, stdout=asyncio.subprocess.PIPE
+            )
+            for name in names
+        ]
+        for rotation in range(3):
+            await reader.until(lambda rotation=rotation: reader.follower.counters.rotations == rotation)
+            lines = reader.follower.counters.lines
+            await reader.until(lambda lines=lines: reader.follower.counters.lines > lines + 1000)
+            for number in range(rotation, 0, -1):
+                (tmp_path / f"access.log.{number}").rename(tmp_path / f"access.log.{number + 1}")
+            log.rename(tmp_path / "access.log.1")
+            log.touch()
+        await reader.until(lambda: reader.follower.counters.rotations == 3)
+        (tmp_path / "access.log-stop").touch()
+        counts = [int((await writer.communicate())[0]) for writer in writers]
+        await reader.until(lambda: reader.follower.counters.lines >= sum(counts))
+    for name, count in zip(names, counts, strict=True):
+        mine = [line for line in reader.lines if line.startswith(name.encode())]
+        assert mine == [b"%s %d\n" % (name.encode(), n) for n in range(count)]
+
+
+@in_loop
 async def test_copytruncate_reads_what_it_missed_from_the_copy(tmp_path: Path) -> None:
     log = tmp_path / "auth.log"
     log.write_bytes(b"one\n")
