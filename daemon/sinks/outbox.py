@@ -26,6 +26,8 @@ _LARGEST_LINE = 1 << 20  # bytes that the shipper may send as one message
 _HELLO_S = 10.0
 _ACCEPT_PAUSE_S = 0.5  # where descriptors have run out
 _MOST_SINKS = 64
+_WINDOW_BYTES = 4 << 20  # of documents that a sink was sent and has not acknowledged, beside the last
+_AT_ONCE = 16
 
 
 class OutboxRow(Protocol):
@@ -180,7 +182,8 @@ class _Connection:
         self._reader = reader
         self._writer = writer
         self._wake = server._waker()
-        self._flying: dict[str, list[int]] = {sink: [] for sink in self._sinks}
+        # Row -> bytes, in the order in which they were sent.
+        self._flying: dict[str, dict[int, int]] = {sink: {} for sink in self._sinks}
         self._sent = dict.fromkeys(self._sinks, 0)
 
     async def run(self) -> None:
@@ -204,21 +207,25 @@ class _Connection:
             await self._wake.wait()
 
     async def _send_to(self, sink: str) -> None:
-        rows = [row for row in self._store.pending(sink, WINDOW) if row.id > self._sent[sink]]
-        for row in rows:
-            if len(row.document) > LARGEST_DOCUMENT:
-                # Only once all before it are acknowledged, since it moves the sink's place as an acknowledgement does.
-                if self._flying[sink]:
-                    break
-                self._store.dead(sink, row.id, f"larger than {LARGEST_DOCUMENT} bytes")
+        flying = self._flying[sink]
+        while len(flying) < WINDOW and sum(flying.values()) < _WINDOW_BYTES:
+            # A few at a time, since each may be large.
+            rows = [r for r in self._store.pending(sink, len(flying) + _AT_ONCE) if r.id > self._sent[sink]]
+            if not rows:
+                return
+            for row in rows:
+                if len(row.document) > LARGEST_DOCUMENT:
+                    # Only once all before it are acknowledged: it moves the sink's place as an acknowledgement does.
+                    if flying:
+                        return
+                    self._store.dead(sink, row.id, f"larger than {LARGEST_DOCUMENT} bytes")
+                    self._sent[sink] = row.id
+                    continue
+                outgoing = _Outgoing(sink, row.id, row.key, msgspec.Raw(row.document))
+                self._writer.write(msgspec.json.encode(outgoing).replace(b"\n", b" ") + b"\n")
+                flying[row.id] = len(row.document)
                 self._sent[sink] = row.id
-                self._wake.set()
-                continue
-            outgoing = _Outgoing(sink, row.id, row.key, msgspec.Raw(row.document))
-            self._writer.write(msgspec.json.encode(outgoing).replace(b"\n", b" ") + b"\n")
-            self._flying[sink].append(row.id)
-            self._sent[sink] = row.id
-            await self._writer.drain()
+                await self._writer.drain()
 
     async def _receive(self) -> None:
         decoder = msgspec.json.Decoder(_Message)
@@ -234,13 +241,14 @@ class _Connection:
             if done is None or done not in flying:
                 raise _ProtocolError(f"a message about row {done}, which it was not sent")
             if message.dead is not None:
-                if flying[0] != done:
+                if next(iter(flying)) != done:
                     raise _ProtocolError(f"row {done} is dead while rows before it are not acknowledged")
                 self._store.dead(message.sink, done, message.reason[:1000])
             else:
                 self._store.acknowledge(message.sink, done)
                 self._server._well(message.sink)
-            del flying[: flying.index(done) + 1]
+            for row_id in [r for r in flying if r <= done]:
+                del flying[row_id]
             self._wake.set()
 
 
