@@ -393,6 +393,8 @@ def weigh_lines(
 @cython.locals(
     pair_home="const long long[::1]",
     pairs="const long long[::1]",
+    nameless_home="const long long[::1]",
+    nameless="const long long[::1]",
     source_home="const long long[::1]",
     sources="const long long[::1]",
     time_ns="const long long[::1]",
@@ -407,6 +409,8 @@ def weigh_lines(
 def recall_history(
     pair_home: I64,
     pairs: I64,
+    nameless_home: I64,
+    nameless: I64,
     source_home: I64,
     sources: I64,
     time_ns: I64,
@@ -415,6 +419,7 @@ def recall_history(
     tolerance: cython.longlong,
     patience_ns: cython.longlong,
     settle_ns: cython.longlong,
+    challenge_ns: cython.longlong,
     memory_ns: cython.longlong,
     pair_keys: I64,
     pair_table: I64,
@@ -456,8 +461,24 @@ def recall_history(
             out[i, 3] = source_table[place, 2]
             if source_table[place, 3] >= 3:
                 out[i, 3] += source_table[place, 3]
+        if nameless[i] != 0 and (success[i] or pairs[i] == 0):
+            if success[i]:
+                slot = _find(pair_keys, nameless_home[i], nameless[i])
+                if slot >= 0 and pair_table[slot, 2] > 0 and time_ns[i] - pair_table[slot, 4] <= challenge_ns:
+                    pair_table[slot, 2] -= 1
+                    out[i, 0] = -1
+            elif weight > 0:
+                slot = _claim(pair_keys, pair_table, nameless_home[i], nameless[i], keep_ns, 5)
+                now = time_ns[i]
+                if now < pair_table[slot, _LAST]:
+                    now = pair_table[slot, _LAST]
+                if now - pair_table[slot, 4] > challenge_ns:
+                    pair_table[slot, 2] = 0
+                pair_table[slot, _LAST] = now
+                pair_table[slot, 2] += weight
+                pair_table[slot, 4] = now
         if pairs[i] == 0:
-            out[i, 0] = weight
+            out[i, 0] = weight if weight > 0 else out[i, 0]
             continue
         if not success[i] and weight <= 0:
             continue
@@ -488,7 +509,7 @@ def recall_history(
             continue
         if pair_table[slot, 3] != 0:
             continue
-        out[i, 0] = -pending
+        out[i, 0] -= pending
         pair_table[slot, 3] = now
         place = _claim(source_keys, source_table, source_home[i], sources[i], keep_ns, 5)
         if now < source_table[place, _LAST]:

@@ -174,7 +174,8 @@ class History:
     are taken back by the success that follows, where they are fewer than `tolerance`. Failures are forgotten
     after `patience_ns`, successes after `memory_ns` without another. A success gives its source credit from
     the next cell of `settle_ns` on, or at once where three users succeed within one: an attacker's first hit
-    buys nothing.
+    buys nothing. A request without a name that was refused, and answered by a success within `challenge_ns`, is
+    a client that waits to be asked: each success takes one back.
     """
 
     def __init__(
@@ -183,19 +184,21 @@ class History:
         tolerance: int = 10,
         patience_ns: int = NS_PER_DAY,
         settle_ns: int = 3600 * 10**9,
+        challenge_ns: int = 10 * 10**9,
         memory_ns: int = 30 * NS_PER_DAY,
     ) -> None:
-        self._options = (tolerance, patience_ns, settle_ns, memory_ns)
+        self._options = (tolerance, patience_ns, settle_ns, challenge_ns, memory_ns)
         self._pairs = Table(capacity, 5, memory_ns // 64)
         self._sources = Table(capacity, 5, memory_ns // 64)
 
-    def update(self, pairs: U64, sources: U64, time_ns: I64, weights: I64, success: U8) -> I64:
+    def update(self, pairs: U64, nameless: U64, sources: U64, time_ns: I64, weights: I64, success: U8) -> I64:
         """`int64[n, 4]`: what the event weighs now (below 0: takes back), and, as they were before the event:
         failures of the pair since its last success, time of its first success (0 = none), users of credit.
         """
         out: I64 = np.zeros((len(pairs), 4), np.int64)
         sketches.recall_history(
-            self._pairs.home(pairs), pairs.view(np.int64), self._sources.home(sources), sources.view(np.int64),
+            self._pairs.home(pairs), pairs.view(np.int64), self._pairs.home(nameless), nameless.view(np.int64),
+            self._sources.home(sources), sources.view(np.int64),
             time_ns, weights, success, *self._options, self._pairs.keys, self._pairs.rows,
             self._sources.keys, self._sources.rows, out,
         )  # fmt: skip

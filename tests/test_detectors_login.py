@@ -47,6 +47,7 @@ def batch_of(events: Sequence[Event]) -> AuthBatch:
             if names.get(name):
                 getattr(batch, name)[row] = hashed(str(names[name]))
         batch.line[row] = event["line"]
+        batch.status[row] = event.get("status", 0)
         batch.provenance[row] = event.get("provenance", Provenance.FILE)
     return AuthBatch(**{n: getattr(batch, n) for n in AuthBatch._columns()}, text=bytes(text))
 
@@ -144,7 +145,9 @@ def test_a_source_with_successes_needs_twenty_failures() -> None:
 def test_guessing_the_password_of_a_user_who_is_at_home_there_is_found_at_the_twentieth() -> None:
     before = [login(-90000, user="ann")]
     assert run(before + [fail(n, user="ann") for n in range(19)]) == {}
-    assert kinds(run(before + [fail(n, user="ann") for n in range(25)])) == ["brute_force"]
+    finding = only(run(before + [fail(n, user="ann") for n in range(25)]), "brute_force")
+    assert finding.confidence < 0.5
+    assert "stale" in finding.baseline
 
 
 def office(days: int, people: int = 60) -> list[Event]:
@@ -312,6 +315,14 @@ def test_what_came_over_the_network_blocks_nobody() -> None:
 def test_keys_of_a_gateway_stand_for_users() -> None:
     finding = only(run(fail(n, user="", key=f"k{n}", service="nginx") for n in range(10)), "password_spray")
     assert finding.users[0] == "k0"
+
+
+def test_a_client_that_waits_for_the_challenge_is_no_guesser() -> None:
+    events = []
+    for n in range(100):
+        events += [fail(9 * n, user="", status=401), login(9 * n + 1, user="ann", status=200)]
+    assert run(events) == {}
+    assert kinds(run(fail(9 * n, user="", status=401) for n in range(10))) == ["brute_force"]
 
 
 def test_a_campaign_ends_after_a_quiet_day() -> None:

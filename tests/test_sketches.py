@@ -129,7 +129,9 @@ def test_key_nothing_is_skipped() -> None:
     assert (
         WindowCounter(8, ((NS_PER_S, 4),)).update(nothing, times(range(3)), np.ones(3, np.int64)).sum() == 0
     )
-    history = History().update(nothing, nothing, times(range(3)), np.ones(3, np.int64), np.zeros(3, np.uint8))
+    history = History().update(
+        nothing, nothing, nothing, times(range(3)), np.ones(3, np.int64), np.zeros(3, np.uint8)
+    )
     assert history.sum() == 0
 
 
@@ -246,7 +248,14 @@ def everything(seed: int) -> list[Any]:
         windows.update(keys, when, weights),
         distinct.update(keys, items, when, rng.integers(-1, 5, n).astype(np.int8)),
         *sessions.update(keys, when, kinds, np.maximum(weights, 1), flags, items),
-        history.update(join_keys(keys, items), keys, when, np.maximum(weights, 0), flags),
+        history.update(
+            join_keys(keys, items),
+            np.where(flags, keys, np.uint64(0)),
+            keys,
+            when,
+            np.maximum(weights, 0),
+            flags,
+        ),
         growth.update(keys, when, weights * 1000, weights * 10),
         [said.serial, said.start_ns, said.before_ns, said.marks, said.attempts],
         [repr(followed.record(serial)) for serial in range(1, int(said.serial.max()) + 1)],

@@ -66,6 +66,7 @@ class Attempts:
             "target": self.target_of(at),
             "sample": self.batch.text_of(int(self.row[at]), "raw"),
             "credit": int(self.credit[at]),
+            "at_home": bool(self.first_success_ns[at]),
         }
 
 
@@ -102,7 +103,10 @@ class AttemptStage:
         client, family = batch.client.take(row, axis=0), batch.client_family[row]
         source = self._networks.keys(client, family)
         pair = np.where(user == 0, np.uint64(0), join_keys(source, user))
-        history = self._history.update(pair, source, time_ns, failures, success.view(np.uint8))
+        # A request that names nobody may only have waited to be asked who it is from.
+        asked = (batch.status[row] != 0) & (success | (user == 0))
+        nameless = np.where(asked, source, np.uint64(0))
+        history = self._history.update(pair, nameless, source, time_ns, failures, success.view(np.uint8))
         weight, pending, first_success_ns, credit = np.ascontiguousarray(history.T)
         provenance = batch.provenance[row]
         peer = batch.peer.take(row, axis=0)

@@ -37,6 +37,7 @@ def source_finding(
 ) -> Finding:
     """The finding of a campaign whose entity is its source; `story` as `Attempts.story_of` gives it."""
     entity, credit = story["entity"], story["credit"]
+    stale = story["at_home"] and record.distinct == 1
     return Finding(
         id=story["id"],
         detector=detector,
@@ -47,7 +48,7 @@ def source_finding(
         start_ns=record.start_ns,
         end_ns=record.end_ns,
         severity=severity,
-        confidence=0.7 if credit else 0.9,
+        confidence=0.4 if stale else 0.7 if credit else 0.9,
         sources=(entity,),
         users=record.names,
         targets=(story["target"],) if story["target"] else (),
@@ -59,7 +60,8 @@ def source_finding(
             "credit_users": credit,
         },
         threshold=threshold,
-        baseline=baseline(credit),
+        baseline=baseline(credit)
+        + (", this user among them: a stale saved password looks the same" if stale else ""),
         techniques=(technique,),
         lines=record.lines,
         samples=(story["sample"],) if story["sample"] else (),
