@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import gatewatch.daemon.collectors.parsers.nginx as nginx_module
 import gatewatch.daemon.collectors.parsers.scan as scan_module
@@ -118,13 +119,17 @@ def test_any_bytes_give_a_row_or_a_number_for_each_line(noise: bytes, name: str)
 def test_a_broken_line_gives_a_row_or_a_number(data: st.DataObject) -> None:
     """A good line, cut, with bytes changed, or two joined: the places where an index runs out of the line."""
     name = data.draw(st.sampled_from(["sshd", "nginx"]))
+    cut = draw_broken(data, name)
+    check_lines(cut, make_parser(name, OPTIONS).parse(cut))
+
+
+def draw_broken(data: st.DataObject, name: str) -> bytes:
     lines = [line for stem, of in golden() if of == name for line in stem.read_bytes().splitlines()]
     line = bytearray(data.draw(st.sampled_from(lines)))
     for _ in range(data.draw(st.integers(0, 3))):
         at = data.draw(st.integers(0, len(line)))
         line[at : at + data.draw(st.integers(0, 4))] = data.draw(st.binary(max_size=4) | forging)
-    cut = bytes(line[: data.draw(st.integers(0, len(line)))])
-    check_lines(cut, make_parser(name, OPTIONS).parse(cut))
+    return bytes(line[: data.draw(st.integers(0, len(line)))])
 
 
 def golden() -> list[tuple[Path, str]]:
@@ -192,6 +197,30 @@ def test_compiled_and_uncompiled_give_the_same(
     plain = of_source(name, uncompiled, monkeypatch).parse(chunk)
     assert columns_of(plain.events) == columns_of(usual.events)
     assert plain.unparsed.tolist() == usual.unparsed.tolist()
+
+
+class Guarded(bytes):
+    """Bytes that no index may leave, not even backwards: what the compiled loop does not check."""
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, int) and not 0 <= index < len(self):
+            raise IndexError(f"index {index} leaves a line of {len(self)} bytes")
+        return super().__getitem__(index)
+
+
+@many
+@given(st.data())
+def test_no_index_leaves_the_line(uncompiled: ModuleType, data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(["sshd", "nginx"]))
+    with pytest.MonkeyPatch.context() as patch:
+        parser = of_source(name, uncompiled, patch)
+    line = Guarded(draw_broken(data, name))
+    batch, unparsed = AuthBatch.blank(line.count(b"\n") + 1, line), np.zeros(line.count(b"\n") + 1, np.int64)
+    if name == "sshd":
+        parser._scanner.syslog(line, 1, 0, batch, unparsed)  # type: ignore[attr-defined]
+    else:
+        forwarded = np.zeros((len(unparsed), 2), np.int32)
+        parser._scanner.access(line, 1, batch, unparsed, forwarded)  # type: ignore[attr-defined]
 
 
 def test_the_uncompiled_hash_is_the_compiled_one(uncompiled: ModuleType) -> None:

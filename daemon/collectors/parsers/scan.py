@@ -117,11 +117,18 @@ def _word(p: cython.p_const_uchar, start: cython.Py_ssize_t, end: cython.Py_ssiz
     m: cython.ulonglong = 0
     i: cython.Py_ssize_t
     if start + 8 <= end:
-        for i in range(8):
-            m |= cython.cast(cython.ulonglong, p[start + i]) << (8 * i)
-    else:
-        for i in range(end - start):
-            m |= cython.cast(cython.ulonglong, p[start + i]) << (8 * i)
+        return (
+            cython.cast(cython.ulonglong, p[start])
+            | (cython.cast(cython.ulonglong, p[start + 1]) << 8)
+            | (cython.cast(cython.ulonglong, p[start + 2]) << 16)
+            | (cython.cast(cython.ulonglong, p[start + 3]) << 24)
+            | (cython.cast(cython.ulonglong, p[start + 4]) << 32)
+            | (cython.cast(cython.ulonglong, p[start + 5]) << 40)
+            | (cython.cast(cython.ulonglong, p[start + 6]) << 48)
+            | (cython.cast(cython.ulonglong, p[start + 7]) << 56)
+        )
+    for i in range(end - start):
+        m |= cython.cast(cython.ulonglong, p[start + i]) << (8 * i)
     return m
 
 
@@ -289,6 +296,7 @@ def _ends(
 
 
 @cython.cfunc
+@cython.inline
 @cython.exceptval(check=False)
 def _find(
     p: cython.p_const_uchar, start: cython.Py_ssize_t, end: cython.Py_ssize_t, literal: cython.p_const_char
@@ -323,7 +331,8 @@ def _newline(p: cython.p_const_uchar, at: cython.Py_ssize_t, size: cython.Py_ssi
     if cython.compiled:
         found: cython.p_const_uchar = cython.cast(cython.p_const_uchar, memchr(p + at, 10, size - at))
         return size if found == cython.NULL else found - p
-    return p.find(b"\n", at) if b"\n" in p[at:] else size
+    i: cython.Py_ssize_t = p.find(b"\n", at)
+    return size if i < 0 else i
 
 
 @cython.cfunc
@@ -603,6 +612,7 @@ class Scanner:
         return True
 
     @cython.cfunc
+    @cython.exceptval(-1)
     def _local(
         self,
         year: cython.int,
@@ -629,6 +639,7 @@ class Scanner:
         return self.last_ns
 
     @cython.cfunc
+    @cython.exceptval(-1)
     def _time(self, at: cython.Py_ssize_t, end: cython.Py_ssize_t) -> cython.Py_ssize_t:
         """Take the time at `at` as the row's; where the rest of the line begins, or -2 where no time stands there."""
         p: cython.p_const_uchar = self.p
@@ -702,6 +713,7 @@ class Scanner:
         return i + 1
 
     @cython.cfunc
+    @cython.exceptval(-1)
     def _program(self, start: cython.Py_ssize_t, end: cython.Py_ssize_t) -> cython.int:
         """The class of the program named p[start:end]; its hash becomes the row's service."""
         p: cython.p_const_uchar = self.p
@@ -733,6 +745,7 @@ class Scanner:
         return self.slots[slot, 2]
 
     @cython.cfunc
+    @cython.exceptval(-1)
     def _line(self, start: cython.Py_ssize_t, end: cython.Py_ssize_t) -> cython.bint:
         """Take one syslog line (RFC 3164 as it is met, or RFC 5424) as the row; whether it was understood."""
         p: cython.p_const_uchar = self.p
@@ -798,6 +811,7 @@ class Scanner:
         return i == n
 
     @cython.cfunc
+    @cython.exceptval(-1)
     def _tagged(self, start: cython.Py_ssize_t, end: cython.Py_ssize_t, timed: cython.bint) -> cython.bint:
         """`PROGRAM[(MODULE)][[PID]]: MESSAGE`. Without a time before it only a known program is believed."""
         p: cython.p_const_uchar = self.p
@@ -816,7 +830,7 @@ class Scanner:
         program = self._program(start, i)
         if program == SSHD_PROGRAM:
             self.program_to = start + 4
-        if p[start] == 32:
+        if start < end and p[start] == 32:
             program = self.login
         if i < end and p[i] == 40:
             module_from = i + 1
@@ -849,6 +863,7 @@ class Scanner:
         return self._message(program, i, end)
 
     @cython.cfunc
+    @cython.exceptval(-1)
     def _modern(self, start: cython.Py_ssize_t, end: cython.Py_ssize_t) -> cython.bint:
         """What follows the host in RFC 5424: `PROGRAM PROCID MSGID STRUCTURED-DATA MESSAGE`."""
         p: cython.p_const_uchar = self.p
@@ -897,12 +912,14 @@ class Scanner:
         self.session = _siphash(self.k0 ^ host, self.k1 ^ self.service, self.p, start, end)
 
     @cython.cfunc
+    @cython.exceptval(-1)
     def _quiet(self, start: cython.Py_ssize_t, end: cython.Py_ssize_t) -> cython.bint:
         """Whether the PAM module p[start:end] is one whose other messages say nothing of a login."""
         name: bytes = self.chunk[start:end]
         return name in self.modules
 
     @cython.cfunc
+    @cython.exceptval(-1)
     def _message(self, program: cython.int, start: cython.Py_ssize_t, end: cython.Py_ssize_t) -> cython.bint:
         """Take a message of a known program; whether it was understood."""
         p: cython.p_const_uchar = self.p
@@ -944,6 +961,7 @@ class Scanner:
         return failing or self.strict[program] == 0
 
     @cython.cfunc
+    @cython.exceptval(-1)
     def _shape(self, program: cython.int, start: cython.Py_ssize_t, end: cython.Py_ssize_t) -> cython.bint:
         """Find the first shape of the class `program` that the message has, and take its fields."""
         p: cython.p_const_uchar = self.p
@@ -1472,6 +1490,7 @@ class Scanner:
         return at if at < end else -1
 
     @cython.cfunc
+    @cython.exceptval(-1)
     def _access(self, start: cython.Py_ssize_t, end: cython.Py_ssize_t) -> cython.bint:
         """Take one line of an access log in `combined`, with or without what the `gateway` format adds.
 
