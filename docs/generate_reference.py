@@ -18,6 +18,7 @@ from gatewatch.config.loader import DEFAULT_FILE
 from gatewatch.config.schema import Config
 from gatewatch.daemon.cli.app import COMMANDS, build
 from gatewatch.daemon.cli.kill_switch import USAGE
+from gatewatch.daemon.cli.replay import arguments as replay_arguments
 from gatewatch.playbooks.schema import Playbook
 from pydantic import BaseModel
 from typer.main import get_command
@@ -244,6 +245,9 @@ def _commands(command: Any, name: str) -> Iterator[str]:
     yield f"{inspect.cleandoc(command.help or '')}\n"
     if name == "gatewatch kill-switch":
         yield f"```\n{USAGE}\n```\n"
+        return
+    if name == "gatewatch replay":
+        yield f"```\n{replay_arguments().format_help().strip()}\n```\n"
         return
     rows = [row for row in map(_parameter, command.params) if row]
     if rows:

@@ -1,8 +1,8 @@
 """The command line, one file a command group; thin.
 
-`kill-switch` is dispatched before anything else is imported, so that it starts within milliseconds; the other
-groups are imported when they are called (`app.py`). What goes wrong is one line on standard error, never a
-traceback (GATEWATCH_TRACEBACK=1 shows it).
+`kill-switch` is dispatched before anything else is imported, so that it starts within milliseconds, and `replay`
+before typer; the other groups are imported when they are called (`app.py`). What goes wrong is one line on
+standard error, never a traceback (GATEWATCH_TRACEBACK=1 shows it).
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(arguments)
         sys.stdout.flush()
         return code
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -44,10 +46,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    # No arithmetic here is worth a thread for each core, and starting them takes longer than some commands.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if arguments[:1] == ["kill-switch"]:
         from .kill_switch import main as kill_switch
 
         return kill_switch(arguments[1:])
+    if arguments[:1] == ["replay"]:
+        from .replay import main as replay
+
+        return replay(arguments[1:])
     # Plugins of pydantic would be code of others in every process, and looking for them takes a tenth of the start.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     from .app import run

@@ -15,7 +15,6 @@ import typer
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "run": ("run",),
-    "replay": ("replay",),
     "parse": ("parse",),
     "status": ("status",),
     "incidents": ("incidents",),
@@ -27,6 +26,9 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "doctor": ("doctor",),
 }
 """Module of this package: the commands that its `register` adds."""
+
+PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True}
+"""For the commands that are dispatched before typer is loaded; here they are for the list in the help."""
 
 
 def run(arguments: list[str]) -> int:
@@ -65,9 +67,8 @@ def build(modules: list[str]) -> typer.Typer:
         if group.typer_instance is not None:
             group.typer_instance.rich_markup_mode = None
     if len(modules) == len(COMMANDS):
-        application.command(
-            "kill-switch", context_settings={"ignore_unknown_options": True, "allow_extra_args": True}
-        )(_kill_switch)
+        for name, command in (("kill-switch", _kill_switch), ("replay", _replay)):
+            application.command(name, context_settings=PASSED_ON, add_help_option=False)(command)
     return application
 
 
@@ -93,5 +94,12 @@ def _root(
 def _kill_switch(context: typer.Context) -> None:
     """Drop every inbound connection to the model endpoints: engage, release, status."""
     from .kill_switch import main
+
+    raise typer.Exit(main(context.args))
+
+
+def _replay(context: typer.Context) -> None:
+    """Find incidents in stored logs and captures; nothing is blocked and nothing is kept."""
+    from .replay import main
 
     raise typer.Exit(main(context.args))

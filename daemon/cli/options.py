@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ...config import FOLDER
-
 if TYPE_CHECKING:
     from ...config.schema import Config
 
@@ -52,11 +50,6 @@ def load_defaults(state: Path | None = None) -> Config:
 
 def _in(config: Config, state: Path | None) -> Config:
     return config if state is None else config.model_copy(update={"state": str(state.absolute())})
-
-
-def load_config_if_any(path: Path | None) -> Config | None:
-    """As `load_config`, and None where no file is named and the default one does not exist."""
-    return None if path is None and not Path(FOLDER, "gatewatch.yaml").exists() else load_config(path)
 
 
 def store_path(config: Config) -> Path:
