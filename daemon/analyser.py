@@ -343,7 +343,7 @@ class Analyser:
             "auth_events": self._detection.auth_events,
             "packets_seen": self._detection.packets_seen,
             "flows": self._detection.flows_seen,
-            "sinks": self.store.lags(),
+            "sinks": self.store.lags(self.parts.config.sinks),
         }
 
     def _command(self, request: Mapping[str, Any]) -> dict[str, Any]:

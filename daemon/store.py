@@ -40,6 +40,7 @@ CREATE TABLE IF NOT EXISTS actions (
   reason TEXT, time_ns INTEGER, ttl_s INTEGER) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS actions_by_target ON actions (target, time_ns);
 CREATE INDEX IF NOT EXISTS actions_by_incident ON actions (incident);
+CREATE INDEX IF NOT EXISTS actions_by_playbook ON actions (playbook, time_ns);
 CREATE TABLE IF NOT EXISTS outbox (
   id INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT UNIQUE, time_ns INTEGER, document BLOB);
 CREATE TABLE IF NOT EXISTS cursors (sink TEXT PRIMARY KEY, acknowledged INTEGER) WITHOUT ROWID;
@@ -174,13 +175,18 @@ class Store:
             raise StoreError(f"{self.path}: {error}", remedy="is the disk full?") from error
 
     def sync(self) -> None:
-        """Makes what was committed survive a power cut: WAL frames are written at commit and synced here."""
-        if self._log_fd < 0:
-            try:
+        """Makes what was committed survive a power cut: WAL frames are written at commit and synced here.
+
+        Raises StoreError where the disk cannot.
+        """
+        try:
+            if self._log_fd < 0:
                 self._log_fd = os.open(f"{self.path}-wal", os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:
-                return
-        os.fdatasync(self._log_fd)
+            os.fdatasync(self._log_fd)
+        except OSError as error:
+            raise StoreError(
+                f"{self.path}: cannot be synced ({error.strerror})", remedy="check the disk"
+            ) from error
 
     def hash_key(self) -> bytes:
         """The 16 secret bytes that key the hashes of names and addresses; made once for each store."""
@@ -277,21 +283,21 @@ class Store:
 
     def actions(self, *, incident: str | None = None, target: str | None = None) -> list[dict[str, Any]]:
         """Actions of an incident or on a target, the oldest first."""
-        return self._actions(
-            "(? IS NULL OR incident = ?) AND (? IS NULL OR target = ?)", incident, incident, target, target
-        )
+        given = {k: v for k, v in (("incident", incident), ("target", target)) if v is not None}
+        return self._actions(" AND ".join(f"{k} = ?" for k in given) or "1", *given.values())
 
     def actions_in(self, state: str) -> list[dict[str, Any]]:
         return self._actions("state = ?", state)
 
     def acted_since(self, playbook: str, since_ns: int) -> int:
-        """How many actions a playbook took, or would have taken, since then."""
+        """How many actions a playbook took, is about to take or would have taken since then."""
         query = (
-            "SELECT count(*) FROM actions WHERE playbook = ? AND time_ns >= ? AND state IN ('done', 'would')"
+            "SELECT count(*) FROM actions WHERE playbook = ? AND time_ns >= ? "
+            "AND state IN ('done', 'would', 'pending')"
         )
         return int(self._db.execute(query, (playbook, since_ns)).fetchone()[0])
 
-    def _actions(self, condition: str, *values: str | None) -> list[dict[str, Any]]:
+    def _actions(self, condition: str, *values: str) -> list[dict[str, Any]]:
         rows = self._db.execute(
             f"SELECT {', '.join(ACTION)} FROM actions WHERE {condition} ORDER BY time_ns, id", values
         )
@@ -335,32 +341,37 @@ class Store:
             )
             self.acknowledge(sink, outbox_id)
 
-    def lags(self) -> dict[str, int]:
-        """How many documents each sink has still to acknowledge."""
-        newest = self._db.execute("SELECT coalesce(max(id), 0) FROM outbox").fetchone()[0]
-        return {
-            sink: newest - done for sink, done in self._db.execute("SELECT sink, acknowledged FROM cursors")
-        }
+    def lags(self, sinks: Iterable[str]) -> dict[str, int]:
+        """How many documents each of these sinks has still to acknowledge. Raises StoreError."""
+        try:
+            oldest, newest = self._db.execute(
+                "SELECT coalesce((SELECT min(id) FROM outbox), 1), coalesce((SELECT max(id) FROM outbox), 0)"
+            ).fetchone()
+            cursors = dict(self._db.execute("SELECT sink, acknowledged FROM cursors"))
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.path}: {error}") from error
+        return {sink: max(0, newest - cursors.get(sink, oldest - 1)) for sink in sinks}
 
     def put(self, key: str, value: Any) -> None:
-        """One of the analyser's own notes, such as its health."""
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, _dump(value)))
+        """One of the analyser's own notes, such as its health. Raises StoreError."""
+        with self.transaction():
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, _dump(value)))
 
     def get(self, key: str) -> Any | None:
         row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return None if row is None else json.loads(row[0])
 
     def prune(self, before_ns: int, sinks: Iterable[str]) -> None:
-        """Forgets incidents, actions and delivered documents that are older; what a sink still lacks stays."""
+        """Forgets incidents, actions and documents that are older; what one of `sinks` still lacks stays.
+
+        Raises StoreError.
+        """
         with self.transaction():
             self._db.execute("DELETE FROM incidents WHERE changed_ns < ?", (before_ns,))
             self._db.execute("DELETE FROM actions WHERE time_ns < ?", (before_ns,))
-            names = list(sinks)
-            done = [
-                self._db.execute("SELECT acknowledged FROM cursors WHERE sink = ?", (n,)).fetchone()
-                for n in names
-            ]
-            least = min((row[0] if row else 0 for row in done), default=0)
+            self._db.execute("DELETE FROM dead WHERE time_ns < ?", (before_ns,))
+            cursors = dict(self._db.execute("SELECT sink, acknowledged FROM cursors"))
+            least = min((cursors.get(name, 0) for name in sinks), default=2**62)
             self._db.execute("DELETE FROM outbox WHERE id <= ? AND time_ns < ?", (least, before_ns))
 
 

@@ -86,7 +86,7 @@ def test_each_sink_goes_at_its_own_pace(store: Store) -> None:
     store.dead("slow", first[0].id, "rejected")
     assert [r.key for r in store.pending("fast", 10)] == ["k4"]
     assert [r.key for r in store.pending("slow", 2)] == ["k1", "k2"]
-    assert store.lags() == {"fast": 1, "slow": 4}
+    assert store.lags(["fast", "slow", "new"]) == {"fast": 1, "slow": 4, "new": 5}
 
 
 def test_an_older_acknowledgement_takes_nothing_back(store: Store) -> None:
@@ -113,6 +113,50 @@ def test_pruning_keeps_what_a_sink_still_lacks(store: Store) -> None:
     store.acknowledge("s", store.pending("s", 10)[1].id)
     store.prune(1000, ["s"])
     assert [r.key for r in store.pending("s", 10)] == ["k2", "k3"]
+
+
+def test_pruning_without_a_sink_forgets_what_nobody_will_fetch(store: Store) -> None:
+    store.add_to_outbox("old", DOCUMENT, 1)
+    store.add_to_outbox("new", DOCUMENT, 2000)
+    store.save_action(action())
+    store.dead("gone", 1, "refused")
+    store.prune(1000, [])
+    assert [r.key for r in store.pending("s", 10)] == ["new"]
+    assert store.actions() == []
+
+
+def action(**more: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "id": "a", "incident": "abc123", "playbook": "p", "action": "block_source", "target": "203.0.113.7",
+        "state": "done", "why": "", "reason": "", "time_ns": 1, "ttl_s": 60,
+    }  # fmt: skip
+    return values | more
+
+
+def test_actions_are_found_without_reading_all_of_them(store: Store) -> None:
+    asked: list[str] = []
+    store._db.set_trace_callback(asked.append)
+    store.actions(incident="abc123")
+    store.actions(target="203.0.113.7")
+    store.acted_since("p", 5)
+    store._db.set_trace_callback(None)
+    for query in asked:
+        [plan] = [row[3] for row in store._db.execute(f"EXPLAIN QUERY PLAN {query}") if "actions" in row[3]]
+        assert plan.startswith("SEARCH"), plan
+
+
+def test_what_is_about_to_be_done_counts_against_a_limit(store: Store) -> None:
+    for state in ("pending", "done", "would", "skipped", "refused"):
+        store.save_action(action(id=state, state=state, time_ns=5))
+    assert store.acted_since("p", 5) == 3
+
+
+def test_a_full_disk_is_said_and_leaves_what_was_there(store: Store) -> None:
+    pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+    store._db.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(StoreError, match="disk"):
+        store.put("health", {"text": "x" * 100_000})
+    assert store.get("health") is None
 
 
 def test_what_was_committed_outlives_a_killed_process(tmp_path: Path) -> None:
