@@ -96,16 +96,30 @@ class Detection:
         return [f for f in findings if f.detector not in off] if off else findings
 
     def corroborated(self, source: str, now_ns: int) -> bool:
-        """Whether a packet collector saw this source complete a handshake with us lately."""
-        seen = self._handshakes.get(address_columns(source))
-        return seen is not None and now_ns - seen <= int(self._settings.handshake_s * NS_PER_S)
+        """Whether a packet collector saw this source complete a handshake with us lately.
+
+        `source` is an address or, for IPv6, the network that is judged in its place: one address in a /64
+        speaks for all of it.
+        """
+        address, _, length = source.partition("/")
+        family, high, low = address_columns(address)
+        key = _handshake_key(family, high, low)
+        if family == 6 and length and int(length) < 64:
+            shift = 64 - int(length)
+            seen = max(
+                (t for k, t in self._handshakes.items() if k[0] == 6 and k[1] >> shift == high >> shift),
+                default=0,
+            )
+        else:
+            seen = self._handshakes.get(key, 0)
+        return bool(seen) and now_ns - seen <= int(self._settings.handshake_s * NS_PER_S)
 
     def _remember_handshakes(self, batch: FlowBatch) -> None:
         inward = (batch.direction == Direction.INGRESS) | (batch.direction == Direction.LOCAL)
         rows = np.flatnonzero((batch.state == FlowState.ESTABLISHED) & inward)
         for row in rows.tolist():
             high, low = batch.source[row].tolist()
-            key = (int(batch.family[row]), high, low)
+            key = _handshake_key(int(batch.family[row]), high, low)
             self._handshakes[key] = int(batch.time_ns[row])
             self._handshakes.move_to_end(key)
         while len(self._handshakes) > MOST_HANDSHAKES:
@@ -118,6 +132,10 @@ class Detection:
     def load(self, state: Mapping[str, Any]) -> None:
         self._login.load(state["login"])
         self._network.load(state["network"])
+
+
+def _handshake_key(family: int, high: int, low: int) -> tuple[int, int, int]:
+    return family, high, low if family == 4 else 0
 
 
 def criticality_of_endpoints(endpoints: Iterable[Any]) -> dict[str, float]:
