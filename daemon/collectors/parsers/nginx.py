@@ -104,46 +104,60 @@ class NginxParser:
             return None
 
     def _fill(self, batch: AuthBatch, rows: I64, forwarded: I32, good: Bool, now_ns: int) -> AuthBatch:
-        """Fill the rows of lines of JSON; their texts, unescaped, are appended to the text of the batch."""
+        """Fill the rows of lines of JSON; their texts, unescaped, are appended to the text of the batch, each once."""
         added = bytearray()
         base = len(batch.text)
+        absent = (-1, -1, 0)
+        texts: dict[str, tuple[int, int, int]] = {"": absent, "-": absent}
+        addresses: dict[str, tuple[int, int, int]] = {}
 
-        def append(value: str | int | None) -> tuple[int, int] | None:
-            if value is None or value == "" or value == "-":
-                return None
-            start = base + len(added)
-            added.extend(str(value).encode("utf-8", "surrogatepass"))
-            return start, base + len(added)
+        def place(value: str | int | None) -> tuple[int, int, int]:
+            """Where the text stands, and its hash."""
+            text = "" if value is None else str(value)
+            found = texts.get(text)
+            if found is None:
+                data = text.encode("utf-8", "surrogatepass")
+                start = base + len(added)
+                found = texts[text] = start, start + len(data), keyed_hash(data, self._options.hash_key)
+                added.extend(data)
+            return found
 
-        def set_text(row: int, column: int, value: str | int | None) -> int:
-            span = append(value)
-            if span is None:
-                return 0
-            batch.spans[row, column] = span
-            return keyed_hash(bytes(added[span[0] - base :]), self._options.hash_key)
-
-        for row in rows.tolist():
-            start, end = batch.spans[row, 0].tolist()
+        kept: list[int] = []
+        numbers: list[tuple[int, int, int, int]] = []  # time, status, outcome, family
+        hashes: list[tuple[int, int, int, int]] = []  # address high and low, user, key
+        spans: list[list[tuple[int, int]]] = []
+        for row, (start, end) in zip(rows.tolist(), batch.spans[rows, 0].tolist(), strict=True):
             entry = self._decode(batch.text[start:end])
             status = None if entry is None else _status(entry.status)
             if entry is None or status is None:
                 good[row] = False
                 continue
-            batch.time_ns[row] = _time(entry.time_iso8601, now_ns)
-            batch.status[row] = status
-            family, high, low = address_columns(entry.realip_remote_addr or entry.remote_addr or "")
-            batch.peer_family[row] = family
-            batch.peer[row] = high, low
-            user = batch.user[row] = set_text(row, USER, entry.remote_user)
-            key = batch.key[row] = set_text(row, KEY, entry.api_key_id)
-            set_text(row, METHOD, entry.request_method)
-            set_text(row, PATH, (entry.request_uri or "").partition("?")[0])
-            set_text(row, HOST, entry.host)
-            forwarded[row] = append(entry.http_x_forwarded_for) or (-1, -1)
+            peer = entry.realip_remote_addr or entry.remote_addr or ""
+            address = addresses.get(peer)
+            if address is None:
+                address = addresses[peer] = address_columns(peer)
+            user, key = place(entry.remote_user), place(entry.api_key_id)
+            outcome = Outcome.OTHER
             if status in (401, 403):
-                batch.outcome[row] = Outcome.FAILURE
-            elif status < 400 and (user or key):
-                batch.outcome[row] = Outcome.SUCCESS
+                outcome = Outcome.FAILURE
+            elif 100 <= status < 400 and (user[2] or key[2]):
+                outcome = Outcome.SUCCESS
+            kept.append(row)
+            numbers.append((_time(entry.time_iso8601, now_ns), status, outcome, address[0]))
+            hashes.append((address[1], address[2], user[2], key[2]))
+            path = place((entry.request_uri or "").partition("?")[0])
+            chain = place(entry.http_x_forwarded_for)
+            said = (user, key, place(entry.request_method), path, place(entry.host), chain)
+            spans.append([text[:2] for text in said])
+        if kept:
+            index = np.array(kept)
+            filled, hashed = np.array(numbers, np.int64), np.array(hashes, np.uint64)
+            placed = np.array(spans, np.int32)
+            batch.time_ns[index], batch.status[index] = filled[:, 0], filled[:, 1]
+            batch.outcome[index], batch.peer_family[index] = filled[:, 2], filled[:, 3]
+            batch.peer[index], batch.user[index], batch.key[index] = hashed[:, :2], hashed[:, 2], hashed[:, 3]
+            batch.spans[index[:, None], [USER, KEY, METHOD, PATH, HOST]] = placed[:, :5]
+            forwarded[index] = placed[:, 5]
         return replace(batch, text=batch.text + bytes(added))
 
     def _find_clients(self, batch: AuthBatch, forwarded: I32) -> None:

@@ -77,6 +77,8 @@ SSHD_QUIET = (
     "fatal: |fingerprint |getpeername |internal-sftp|lastlog_|mm_|monitor_|no matching |"
     "open failed |packet_|penalising |penalty: |probed from |rexec |rekeyed |scanned from |"
     "session |srclimit_|ssh_|subsystem request |syslogin_|trusted user CA |userauth_|"
+    "Protocol |Forwarding |Forced command|Remote |Client |Set |Disabling |Login |Public key |Killing |"
+    "Ignoring |Ignored |Setting |Starting |Executing |Maximum |Refusing |No |Key |auth_|krb5|sent |"
     "using hostname |warning: |no hostkey|Postmortem |channel |pam_|sshd: "
 )
 PAM_QUIET = (
