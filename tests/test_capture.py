@@ -150,7 +150,7 @@ def test_a_damaged_compressed_stream_gives_what_was_whole_and_says_so(tmp_path: 
     with Capture(path) as capture:
         count = sum(len(batch.packets) for batch in capture.batches())
         assert capture.truncated is not None
-        assert "compressed stream is damaged" in capture.truncated
+        assert "reading stopped" in capture.truncated
     assert 0 < count < 8000
 
 

@@ -144,7 +144,7 @@ class Capture:
         return self._window.done(self._at)
 
     def batches(self, size: int = 65536, *, tunnels: bool = False) -> Iterator[CaptureBatch]:
-        """Batches of at most `size` frames (fewer where a compressed file is read through a window)."""
+        """Batches of at most `size` frames, fewer where the window that the file is read through holds fewer."""
         while True:
             columns = _Columns.blank(size)
             filled, self._at, state = self._format.read(self._window, self._at, columns)

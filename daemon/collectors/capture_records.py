@@ -13,9 +13,6 @@ import cython
 
 COMPILED: bool = cython.compiled
 
-AHEAD = cython.declare(cython.Py_ssize_t, 1024)
-SHORT = cython.declare(cython.Py_ssize_t, 512)
-
 FULL = 0  # the columns are full
 MORE = 1  # the record at `at` does not end before `limit`
 OTHER = 2  # the block at `at` holds no frame
@@ -59,8 +56,6 @@ def walk_pcap(
     """
     i: cython.Py_ssize_t = filled
     size: cython.Py_ssize_t
-    line: cython.Py_ssize_t
-    touched: cython.uint = 0
     seconds: cython.longlong
     fraction: cython.longlong
     while i < starts.shape[0]:
@@ -75,20 +70,8 @@ def walk_pcap(
         captured[i] = cython.cast(cython.uint, size)
         wire[i] = u32(data, at + 12, big)
         time_ns[i] = seconds * 1000000000 + fraction * tick_ns
-        if at + AHEAD + size < limit and cython.compiled:
-            # where the next record lies is only known once this one has come from memory; loads that nothing
-            # waits for bring short records in before their turn, and of a long one the line that decode needs
-            if size <= SHORT:
-                line = at + AHEAD
-                while line < at + AHEAD + size:
-                    touched ^= data[line]
-                    line += 64
-            else:
-                touched ^= data[at + 80]
         at += header + size
         i += 1
-    if touched > 0xFF:  # never; it keeps the loads above from being optimised away
-        return filled, at, MORE
     return i, at, FULL
 
 
