@@ -569,6 +569,65 @@ def test_a_file_without_permission_names_the_group_to_join() -> None:
     assert done.stdout.count(f"{log}: no permission to read it; add the user") == 2, done.stderr
 
 
+FOLLOW_AS_NOBODY = """
+import asyncio, os, sys
+from pathlib import Path
+from gatewatch.daemon.collectors.logfile import LogFollower
+import encodings.idna
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+def say(text): print(text, flush=True)
+async def follow():
+    async for chunk in LogFollower(Path(sys.argv[1]), notice=say, settle_s=0.0, poll_s=0.5).chunks():
+        say(chunk.data.decode().strip())
+asyncio.run(follow())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@in_loop
+async def test_a_new_file_without_permission_is_told_and_read_once_it_may_be() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)  # noqa: PTH101
+        log = Path(folder) / "auth.log"
+        log.write_bytes(b"one\n")
+        reader = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", FOLLOW_AS_NOBODY, str(log), stdout=asyncio.subprocess.PIPE
+        )
+        assert reader.stdout is not None
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                assert await reader.stdout.readline() == b"one\n"
+                log.rename(log.with_suffix(".1"))
+                os.close(os.open(log, os.O_WRONLY | os.O_CREAT, 0o600))
+                append(log, b"two\n")
+                told = (await reader.stdout.readline(), await reader.stdout.readline())
+                assert any(b"cannot be opened (Permission denied); tries again" in text for text in told), (
+                    told
+                )
+                log.chmod(0o644)
+                assert await reader.stdout.readline() == b"two\n"
+        finally:
+            reader.kill()
+            await reader.wait()
+
+
+@in_loop
+async def test_without_inotify_it_polls_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(**_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("gatewatch.daemon.collectors.watch.Inotify", exhausted)
+    log = tmp_path / "auth.log"
+    log.write_bytes(b"one\n")
+    async with following(log, poll_s=0.01) as reader:
+        await gives(reader, b"one\n")
+        append(log, b"two\n")
+        log.rename(tmp_path / "auth.log.1")
+        log.write_bytes(b"three\n")
+        await gives(reader, b"one\n", b"two\n", b"three\n")
+    assert "only polled" in reader.notices[0]
+
+
 @in_loop
 async def test_a_flood_of_events_that_overflows_the_queue_loses_no_line(tmp_path: Path) -> None:
     log = tmp_path / "auth.log"
