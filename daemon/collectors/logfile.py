@@ -8,6 +8,9 @@ bounded line, and never interpret what it reads.
 from __future__ import annotations
 
 import asyncio
+
+# asyncio would load it with the first thread, when this process may have lost the right to read it.
+import concurrent.futures.thread  # noqa: F401
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable

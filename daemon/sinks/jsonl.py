@@ -8,6 +8,9 @@ and takes a torn last line away. It must never acknowledge a line that is not on
 from __future__ import annotations
 
 import asyncio
+
+# asyncio would load it with the first thread, when this process may have lost the right to read it.
+import concurrent.futures.thread  # noqa: F401
 import contextlib
 import errno
 import fcntl
