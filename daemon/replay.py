@@ -52,7 +52,7 @@ class Replay:
         format: str | None = None,
         year: int | None = None,
         local: Sequence[str] = (),
-        chunk_bytes: int = 1 << 22,
+        chunk_bytes: int = 1 << 24,
         chunk_packets: int = 1 << 16,
     ) -> None:
         own = config.network.local if config is not None else "auto"
