@@ -72,7 +72,8 @@ class Rig:
         self.stop()
         self.nft("flush ruleset")
 
-    def start(self) -> None:
+    def start(self, *before: str) -> None:
+        """`before`: a program that starts the enforcer, and its options."""
         words = ["--state", self.state, "--rails", self.rails, "--analyser-uid", str(ANALYSER_UID)]
         self.process = self.lab.popen_in(
             "gateway", [sys.executable, "-m", "gatewatch.daemon.enforcer", *words]

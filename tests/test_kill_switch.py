@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import resource
 import signal
 import socket
 import subprocess
@@ -13,9 +15,11 @@ import pytest
 from enforcer_rig import BACK, FRONT, GATEWAY, OTHER, RAILS, Rig, flows
 from gatewatch.daemon.enforcer import killtable
 from gatewatch.daemon.enforcer.rails import parse
+from gatewatch.daemon.errors import EnforcerError
 from lab.lab import HOSTS, Lab, unmet, wait_for
 
 CLIENT = HOSTS["client"]
+ATTACKER = HOSTS["attacker"].v4
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +105,74 @@ def test_what_a_proxy_fetches_from_the_back_on_loopback_stops_as_well(rig: Rig) 
             assert not flows(connection)
         with rig.lab.inside("gateway"), pytest.raises(OSError):
             socket.create_connection(("127.0.0.1", BACK), timeout=0.5)
+
+
+@pytest.mark.lab
+def test_hundreds_of_connections_end_at_once(rig: Rig) -> None:
+    with contextlib.ExitStack() as stack:
+        with rig.lab.inside("gateway"):
+            listener = stack.enter_context(socket.create_server((GATEWAY.v4, FRONT), backlog=600))
+        for _ in range(500):
+            stack.enter_context(rig.connect(FRONT, limit_s=5))
+            stack.enter_context(listener.accept()[0])
+        code, receipt = rig.command("engage", "--endpoint", "models", "--reason", "test")
+        assert (receipt["connections_before"], receipt["connections_after"]) == (500, 0)
+        assert code == 0
+
+
+@pytest.mark.lab
+def test_connection_tracking_forgets_what_is_cut_off(rig: Rig) -> None:
+    rig.nft("add table inet theirs")
+    rig.nft("add chain inet theirs c { type filter hook input priority 0; }")
+    rig.nft("add rule inet theirs c ct state new counter")
+
+    def tracked() -> dict[int, set[str]]:
+        found: dict[int, set[str]] = {}
+        for line in rig.lab.run_in("gateway", ["conntrack", "-L"]).stdout.splitlines():
+            words = dict(word.split("=") for word in line.split()[::-1] if "=" in word)
+            found.setdefault(int(words["dport"]), set()).add(words["src"])
+        return found
+
+    with (
+        rig.serving(FRONT),
+        rig.serving(OTHER),
+        rig.connect(FRONT),
+        rig.connect(OTHER),
+        rig.connect(OTHER, ATTACKER),
+        rig.connect(OTHER, CLIENT.v6, 5),
+    ):
+        assert tracked() == {FRONT: {CLIENT.v4}, OTHER: {CLIENT.v4, CLIENT.v6, ATTACKER}}
+        rig.command("engage", "--endpoint", "models", "--reason", "test")
+        assert tracked() == {OTHER: {CLIENT.v4, CLIENT.v6, ATTACKER}}
+        rig.enforcer().block(ATTACKER, ttl_s=60, reason="test")
+        assert tracked() == {OTHER: {CLIENT.v4, CLIENT.v6}}
+        rig.enforcer().block("198.51.100.0/24", ttl_s=60, reason="test")
+        assert tracked() == {OTHER: {CLIENT.v6}}
+        rig.enforcer().block("2001:db8:0:3::/64", ttl_s=60, reason="test")
+        assert tracked() == {}
+
+
+@pytest.mark.lab
+def test_a_disk_that_takes_nothing_does_not_keep_it_from_working(rig: Rig) -> None:
+    assert rig.process is not None
+    with rig.serving(FRONT):
+        resource.prlimit(rig.process.pid, resource.RLIMIT_FSIZE, (1, 1))
+        code, receipt = rig.command("engage", "--endpoint", "models", "--reason", "test")
+        assert code == 1
+        assert "File too large" in receipt["not_proven"][0]
+        assert not rig.reaches(FRONT)
+        with pytest.raises(EnforcerError, match="File too large"):
+            rig.enforcer().block(ATTACKER, ttl_s=60, reason="test")
+        rig.stop(signal.SIGKILL)
+        rig.start("prlimit", "--fsize=1")
+        assert not rig.reaches(FRONT)
+        assert rig.command("status")[1]["kills"][0]["kernel"] is True
+        rig.stop(signal.SIGKILL)
+        rig.start()
+        rig.stop(signal.SIGKILL)
+        rig.nft("flush ruleset")
+        rig.start()
+        assert not rig.reaches(FRONT), "once the disk takes it again, it is recorded"
 
 
 @pytest.mark.lab
@@ -369,7 +441,8 @@ def test_the_break_glass_file_names_every_service_and_its_undo() -> None:
 
 def _as_nobody(rig: Rig, words: list[str]) -> tuple[int, str]:
     program = (
-        "import os, sys; from gatewatch.daemon.cli import main, kill_switch; from gatewatch.daemon.cli import output; "
+        "import os, sys; from gatewatch.daemon.cli import main, kill_switch, output; "
+        "from gatewatch.daemon.enforcer import client; "
         "os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534); "
         f"sys.exit(main({json.dumps(words)}))"
     )

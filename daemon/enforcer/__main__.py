@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 
-from ..errors import GatewatchError, PrivilegeError, UsageError
+from ..errors import EnforcerError, GatewatchError, PrivilegeError, UsageError
 from .authority import Authority
-from .journal import Journal
+from .journal import Journal, LockedError
 from .nft import Nft
-from .server import Options, Server
-from .state import clocks
+from .server import Options, Server, say
+from .state import Moment, clocks
 
 
 def main(arguments: list[str]) -> int:
@@ -22,23 +23,41 @@ def main(arguments: list[str]) -> int:
         os.setpriority(
             os.PRIO_PROCESS, 0, -10
         )  # a flood that keeps every CPU busy must not hold up its block
-        os.makedirs(options.state, mode=0o755, exist_ok=True)
         now = clocks()
-        journal = Journal(f"{options.state}/enforcer", now, wait_s=2.0)
+        journal = _journal(options.state, now)
         authority = Authority(journal, Nft(), now)
         authority.killswitch.restore()  # before anything that may fail: what was cut off stays cut off
         server = Server(options, authority)
         server.load_rails()
         authority.restore()
         authority.killswitch.look_around()
-        journal.append("start", pid=os.getpid())
+        _note(journal, "start")
         server.serve()
-        journal.append("stop")
+        _note(journal, "stop")
         journal.close()
     except GatewatchError as error:
-        print(f"gatewatch-enforcer: {error}", file=sys.stderr)
+        say(str(error))
         return error.exit_code
     return 0
+
+
+def _journal(state: str, now: Callable[[], Moment]) -> Journal:
+    """For writing; for reading where the disk does not let us: then nothing is blocked, but the kill switch works."""
+    try:
+        os.makedirs(state, mode=0o755, exist_ok=True)
+        return Journal(f"{state}/enforcer", now, wait_s=2.0)
+    except LockedError:
+        raise
+    except (EnforcerError, OSError) as error:
+        say(f"{error}; going on without writing")
+        return Journal(f"{state}/enforcer", now, read_only=True)
+
+
+def _note(journal: Journal, what: str) -> None:
+    try:
+        journal.append(what, pid=os.getpid())
+    except EnforcerError as error:
+        say(str(error))
 
 
 def _options(arguments: list[str]) -> Options:

@@ -72,10 +72,15 @@ class Authority:
         self._to_cut: list[Network] = []
 
     def use(self, rails: Rails) -> None:
-        """These rails hold from now on; `killswitch.follow` then brings the kernel up to them."""
+        """These rails hold from now on; `follow` then brings the kernel up to them."""
         self.rails = rails
         self._never_read = float("-inf")
         self.killswitch.use(rails)
+
+    def follow(self) -> None:
+        """After new rails: see to what is cut off and to what is never blocked. Raises EnforcerError."""
+        self._fresh_never()
+        self.killswitch.follow()
 
     def restore(self) -> None:
         """Make the kernel's blocks what the journal says, in one transaction. Raises EnforcerError."""
@@ -100,7 +105,11 @@ class Authority:
         return differs + missing
 
     def tick(self) -> None:
-        """Once a minute: note the clocks, forget what has ended, follow this machine's own addresses."""
+        """Once a minute: note the clocks, forget what has ended, follow this machine's own addresses. Raises
+        EnforcerError, after everything was tried that does not need the disk."""
+        self._fresh_never()
+        self.killswitch.look_around()
+        self.killswitch.heal()
         state = self.journal.state
         if state.blocks:
             self.journal.append("tick")
@@ -108,8 +117,6 @@ class Authority:
         if self._unwritten:
             self.journal.append("refusals", count=self._unwritten)
             self._unwritten = 0
-        self._fresh_never()
-        self.killswitch.look_around()
         self.journal.maintain()
 
     def handle(self, ask: dict[str, Any], caller: Caller) -> dict[str, Any]:
@@ -223,11 +230,11 @@ class Authority:
         return self.killswitch.drill_stop()
 
     def _do_status(self, ask: dict[str, Any], caller: Caller) -> dict[str, Any]:
-        journal = self.journal
+        journal, now_ns = self.journal, self.journal.state.elapsed_at(self._now())
         return {
             **self.killswitch.status(),
             "pid": os.getpid(),
-            "blocks": len(journal.state.blocks),
+            "blocks": sum(b.ends_ns > now_ns for b in journal.state.blocks.values()),
             "journal": {
                 "sequence": journal.sequence, "head": journal.head, "intact": not journal.note, "note": journal.note,
             },

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...config import FOLDER
-from ..errors import GatewatchError
+from ..errors import EnforcerError, GatewatchError
 from . import rails as rails_file
 from .authority import Authority, Caller
 from .client import judged
-from .journal import Journal, LockedError
+from .journal import Journal
 from .nft import Nft
 from .protocol import encode, parse
 from .state import clocks
@@ -60,7 +60,7 @@ class Direct:
         now, folder = clocks(), f"{self._state}/enforcer"
         try:
             journal = Journal(folder, now, read_only=not writing, wait_s=_LOCK_S)
-        except LockedError:
+        except EnforcerError:  # held by a hung enforcer, or the disk does not let us
             if not engaging:
                 raise
             journal = Journal(folder, now, read_only=True)

@@ -196,10 +196,13 @@ class Journal:
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         if verdict.torn_bytes:
             os.ftruncate(self._file, self._bytes)
-        if not verdict.intact:
-            self._begin_anew(f"journal.broken-{verdict.sequence}-{self._now().wall_ns}", verdict.note)
-        if verdict.torn_bytes:
-            self.append("torn", bytes=verdict.torn_bytes)
+        try:
+            if not verdict.intact:
+                self._begin_anew(f"journal.broken-{verdict.sequence}-{self._now().wall_ns}", verdict.note)
+            if verdict.torn_bytes:
+                self.append("torn", bytes=verdict.torn_bytes)
+        except EnforcerError as error:  # a full disk must not keep the enforcer from what is in force
+            self.note = self.note or error.message
 
     def _take_back(self) -> None:
         """Undo a write that failed half-way, so that the chain goes on from the last good entry."""
@@ -221,7 +224,7 @@ class Journal:
                 **stamp,
                 "do": "state",
                 "previous": self.head,
-                "broken": broken or state.broken,
+                "broken": broken,
                 "kills": state.kills_said(),
             }
         ]
@@ -258,8 +261,7 @@ class Journal:
         os.close(self._file)
         self._file, self.head, self.sequence = fresh, head, sequence
         self._bytes = self._base_bytes = len(data)
-        state.broken = broken or state.broken
-        self.note = state.broken
+        self.note = state.broken = broken
         kept = sorted(
             (f for f in os.listdir(self.folder) if f.startswith("journal-")), key=lambda f: int(f[8:])
         )

@@ -6,8 +6,10 @@ not taken away, and a journal that cannot be written stops no engaging, only the
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import EnforcerError
@@ -40,15 +42,13 @@ class KillSwitch:
     def follow(self) -> None:
         """After new rails: what is engaged is cut off at its new ports too, and the break-glass file is written
         anew. Raises EnforcerError."""
-        rails = self._rails
         grown = {
-            name: [str(s) for s in endpoint.services]
+            name: endpoint.services
             for name, kill in self._engaged().items()
-            if (endpoint := rails.endpoint(name)) is not None
-            and not set(endpoint.services) <= set(kill.services)
+            if (endpoint := self._rails.endpoint(name)) and not set(endpoint.services) <= set(kill.services)
         }
         if grown:
-            self._journal.append("kill", endpoints=grown, by="enforcer", reason="the rails name more ports")
+            self._record(grown, "enforcer", "the rails name more ports")
             self._apply()
         self.write_break_glass(self._journal.folder)
 
@@ -59,6 +59,8 @@ class KillSwitch:
 
     def heal(self) -> list[str]:
         """Mend the kernel where it differs from the journal; what it was, in words."""
+        if self._unrecorded:
+            self._record_late()
         differs = self._differences()
         if differs:
             self.restore()
@@ -79,13 +81,14 @@ class KillSwitch:
         if not chosen:
             return left_out[0] if left_out else Refusal("the rails name no endpoint to cut off", "endpoint")
         not_proven = [why.reason for why in left_out]
+        engaged = self._engaged()
         new = {
-            e.name: [str(s) for s in e.services]
+            e.name: e.services
             for e in chosen
-            if e.name not in self._engaged() or not set(e.services) <= set(self._engaged()[e.name].services)
+            if e.name not in engaged or not set(e.services) <= set(engaged[e.name].services)
         }
         if new:
-            self._record(new, by, reason, not_proven)
+            not_proven += self._record(new, by, reason)
         self._apply()
         services = tuple(s for e in chosen for s in e.services)
         before, after = self._cut(services, not_proven)
@@ -219,16 +222,24 @@ class KillSwitch:
                 )
         return None
 
-    def _record(self, new: dict[str, list[str]], by: str, reason: str, not_proven: list[str]) -> None:
-        """Written now, synced after the kernel has acted: the receipt is given after both."""
+    def _record(self, new: Mapping[str, tuple[Service, ...]], by: str, reason: str) -> list[str]:
+        """Written now, synced after the kernel has acted; the receipt follows both. What went wrong, in words."""
         try:
-            self._journal.append("kill", sync=False, endpoints=new, by=by, reason=reason)
+            said = {name: sorted(map(str, services)) for name, services in new.items()}
+            self._journal.append("kill", sync=False, endpoints=said, by=by, reason=reason)
         except EnforcerError as error:
-            not_proven.append(f"not recorded, so a restart may forget it: {error.message}")
-            for name in new:
-                endpoint = self._rails.endpoint(name)
-                if endpoint is not None:
-                    self._unrecorded[name] = Kill(endpoint.services, time.time_ns(), by, reason)
+            for name, services in new.items():
+                former = self._engaged().get(name)
+                more = (*(former.services if former else ()), *services)
+                since_ns = former.since_ns if former else time.time_ns()
+                self._unrecorded[name] = Kill(tuple(dict.fromkeys(more)), since_ns, by, reason)
+            return [f"not recorded, so a restart may forget it: {error.message}"]
+        return []
+
+    def _record_late(self) -> None:
+        waiting, self._unrecorded = self._unrecorded, {}
+        for name, kill in waiting.items():
+            self._record({name: kill.services}, kill.by, kill.reason)
 
     def _apply(self) -> None:
         self._nft.run(killtable.render(KILL, {name: k.services for name, k in self._engaged().items()}))
@@ -245,10 +256,11 @@ class KillSwitch:
                 sockets.destroy(found)
                 found = sockets.of_services(services, own)
                 after = sockets.pairs(found)
-            conntrack.forget_services(services)
         except OSError as error:
             not_proven.append(f"connections not ended, only silenced: {error.strerror}")
             return -1, -1
+        with contextlib.suppress(OSError):  # its packets are dropped before connection tracking anyway
+            conntrack.forget_services(services)
         if after:
             not_proven.append(f"{after} connections are still there, and silenced")
         return before, after
@@ -274,7 +286,8 @@ class KillSwitch:
 
     def _adopt(self) -> None:
         held = killtable.held(self._nft, KILL)
-        foreign = {n: s for n, s in (held.services if held else {}).items() if n and n not in self._engaged()}
+        foreign = {
+            n: tuple(s) for n, s in (held.services if held else {}).items() if n and n not in self._engaged()
+        }
         if foreign:
-            said = {name: sorted(map(str, services)) for name, services in foreign.items()}
-            self._journal.append("kill", endpoints=said, by="enforcer", reason="found engaged in the kernel")
+            self._record(foreign, "enforcer", "found engaged in the kernel")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 REQUEST, ACK, DUMP = 0x1, 0x4, 0x300
 _ERROR, _DONE, _OVERRUN = 2, 3, 4
@@ -16,7 +16,8 @@ _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, po
 _ATTRIBUTE = struct.Struct("=HH")  # nlattr: length, type
 _NESTED = 0x8000
 _TYPE = 0x3FFF
-_BATCH_BYTES = 32_768
+_BATCH = 64
+"""Requests sent before their answers are read: each answer takes its share of the receive buffer."""
 
 
 class Netlink:
@@ -52,22 +53,14 @@ class Netlink:
                 if not flagged & 0x2:  # NLM_F_MULTI: a single answer has no end mark
                     return
 
-    def tell(self, kind: int, payloads: Iterable[bytes]) -> list[int]:
+    def tell(self, kind: int, payloads: Sequence[bytes]) -> list[int]:
         """Send every payload as a request of its own; the error number of each (0: done), in order."""
         errors: list[int] = []
-        batch: list[tuple[int, bytes]] = []
-        size = 0
-        for payload in payloads:
-            batch.append((kind, payload))
-            size += _HEADER.size + len(payload)
-            if size > _BATCH_BYTES:
-                errors += self._tell(batch)
-                batch, size = [], 0
-        return errors + self._tell(batch)
+        for at in range(0, len(payloads), _BATCH):
+            errors += self._tell([(kind, payload) for payload in payloads[at : at + _BATCH]])
+        return errors
 
     def _tell(self, batch: list[tuple[int, bytes]]) -> list[int]:
-        if not batch:
-            return []
         first = self._sequence + 1
         self._send(batch, ACK)
         errors = [-1] * len(batch)

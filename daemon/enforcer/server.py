@@ -17,6 +17,7 @@ import struct
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import NamedTuple
 
 from ..errors import GatewatchError
@@ -51,18 +52,23 @@ class Server:
         self._clients: dict[int, tuple[socket.socket, Caller]] = {}
         self._running = True
         self._reload = False
+        self._monitor = Monitor()  # from here on nothing that others change is missed
 
     def load_rails(self) -> None:
-        """Read the rails, use them, and keep a copy for the command on the day when this process is gone."""
+        """Read the rails and use them. Raises ConfigError, and then the former ones hold."""
         loaded = rails_file.load(self._options.rails)
         self._authority.use(loaded)
-        self._authority.killswitch.follow()
         self._operators = _group(loaded.operators)
+        self._attempt(self._authority.follow)
+        self._attempt(lambda: self._keep_copy(loaded.text))
+
+    def _keep_copy(self, text: str) -> None:
+        """For the command, on the day when this process is gone and the file is wrong."""
         copy = f"{self._options.state}/enforcer/rails.toml"
         if os.path.realpath(copy) != os.path.realpath(self._options.rails):
             descriptor = os.open(f"{copy}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             with open(descriptor, "w", encoding="utf-8") as file:
-                file.write(loaded.text)
+                file.write(text)
             os.replace(f"{copy}.new", copy)
 
     def serve(self) -> None:
@@ -74,10 +80,9 @@ class Server:
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
         signal.signal(signal.SIGHUP, self._hang_up)
-        monitor = Monitor()
-        for waited in (listener, wake, monitor):
+        for waited in (listener, wake, self._monitor):
             self._poll.register(waited.fileno(), select.POLLIN)
-        _say("ready")
+        say("ready")
         now = time.monotonic()
         next_tick, heal_at, finish_at = now + _TICK_S, _NEVER, _NEVER
         while self._running:
@@ -91,8 +96,8 @@ class Server:
                     self._accept(listener)
                 elif descriptor == wake.fileno():
                     wake.recv(64)
-                elif descriptor == monitor.fileno():
-                    if monitor.changed_by_others():
+                elif descriptor == self._monitor.fileno():
+                    if self._monitor.changed_by_others():
                         heal_at = min(heal_at, time.monotonic() + _HEAL_S)
                 else:
                     self._answer(descriptor)
@@ -109,7 +114,7 @@ class Server:
             if now >= next_tick:
                 next_tick = now + _TICK_S
                 self._attempt(self._authority.tick)
-        _say("stopped; what is blocked and cut off stays so")
+        say("stopped; what is blocked and cut off stays so")
 
     def _listen(self) -> socket.socket:
         if self._options.socket >= 0:
@@ -189,14 +194,15 @@ class Server:
 
     def _heal(self) -> None:
         for what in self._authority.heal():
-            _say(f"mended: {what}")
+            say(f"mended: {what}")
 
-    def _attempt(self, what: object) -> None:
+    @staticmethod
+    def _attempt(what: Callable[[], None]) -> None:
         """A failure is said and the serving goes on: an enforcer that gave up would serve nobody."""
         try:
-            what()  # type: ignore[operator]
+            what()
         except (GatewatchError, OSError) as error:
-            _say(str(error))
+            say(str(error))
 
     def _stop(self, *_: object) -> None:
         self._running = False
@@ -221,9 +227,11 @@ def _group(name: str) -> int:
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError:
-        _say(f"group {name} does not exist: root is the only operator")
+        say(f"group {name} does not exist: root is the only operator")
         return -1
 
 
-def _say(what: str) -> None:
-    print(f"gatewatch-enforcer: {what}", file=sys.stderr, flush=True)
+def say(what: str) -> None:
+    """One line for the log."""
+    with contextlib.suppress(OSError):  # the disk that the log is on may be full
+        print(f"gatewatch-enforcer: {what}", file=sys.stderr, flush=True)
