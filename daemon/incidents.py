@@ -31,6 +31,8 @@ TITLES = {
     "port_scan": "Port scan",
     "host_sweep": "Host sweep",
 }
+MOST_OPEN = 20_000
+"""The most incidents that are held in memory."""
 MOST_JOINED_KEYS = 4096
 """The most join keys of one incident: a botnet's incident cannot grow without bound."""
 
@@ -73,6 +75,7 @@ class Incident:
     criticality: float = 1.0
     revision: int = 0
     told: tuple[str, str, int, int] = ("", "", 0, 0)  # kind, priority, findings, weight at the last revision
+    closed: bool = False  # by a person: it may grow, but what is new begins an incident of its own
 
     @property
     def lead(self) -> Finding:
@@ -159,7 +162,7 @@ class Incident:
         }
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Incident:
+    def from_state(cls, state: Mapping[str, Any], closed: bool = False) -> Incident:
         findings = [finding_from_state(f) for f in state["findings"]]
         return cls(
             id=state["id"],
@@ -168,6 +171,7 @@ class Incident:
             criticality=state["criticality"],
             revision=state["revision"],
             told=(state["told"][0], state["told"][1], state["told"][2], state["told"][3]),
+            closed=closed,
         )
 
 
@@ -214,11 +218,21 @@ def action_document(action: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """An incident that findings changed. `telling` is whether the sinks hear of it as a new revision."""
+    """An incident that findings changed. `telling` is whether the sinks hear of it as a new revision.
+
+    `before` is what they had heard until then.
+    """
 
     incident: Incident
     telling: bool
     new: bool
+    before: tuple[str, str, int, int]
+
+    def take_back(self) -> None:
+        """The sinks do not hear of it after all: it could not be committed."""
+        if self.telling:
+            self.incident.revision -= 1
+            self.incident.told = self.before
 
 
 class Correlator:
@@ -229,13 +243,15 @@ class Correlator:
     gap_s : seconds of event time after which a new finding about the same source makes a new incident.
     most_open : how many incidents are held in memory; the one that was longest without a new finding goes first.
     criticality_of : the factor of CRITICALITY for the targets of a finding.
+    recall : an incident that went from memory, by its id, so that it goes on where it was; None = there is none.
     """
 
     def __init__(
         self,
         gap_s: float = DEFAULT_GAP_S,
         criticality_of: Callable[[Iterable[str]], float] | None = None,
-        most_open: int = 20_000,
+        most_open: int = MOST_OPEN,
+        recall: Callable[[str], Incident | None] = lambda incident: None,
     ) -> None:
         self._gap_ns = int(gap_s * NS_PER_S)
         self._criticality_of = criticality_of or (lambda targets: 1.0)
@@ -244,6 +260,7 @@ class Correlator:
         self._by_key: dict[str, str] = {}
         self._latest_ns = 0
         self._most_open = most_open
+        self.recall = recall
 
     @property
     def open_incidents(self) -> list[Incident]:
@@ -260,14 +277,25 @@ class Correlator:
         for finding in findings:
             self._latest_ns = max(self._latest_ns, finding.end_ns)
             known = self._open.get(self._by_finding.get(finding.id, ""))
-            if known is not None and finding.id in known.findings:
+            if known is not None:
                 known.findings[finding.id] = finding
                 changed.setdefault(known.id, (known, False))
                 continue
-            incident, new = (known, False) if known is not None else self._incident_for(finding)
+            incident, new = self._incident_for(finding)
             self._join(incident, finding)
             changed[incident.id] = (incident, new or changed.get(incident.id, (None, False))[1])
-        return [self._tell(incident, new) for incident, new in changed.values()]
+        return [self.tell(incident, new) for incident, new in changed.values()]
+
+    def set_closed(self, incident: str, closed: bool) -> None:
+        """After a person closed an incident, or took that back."""
+        found = self._open.get(incident)
+        if found is None or found.closed == closed:
+            return
+        found.closed = closed
+        if closed:
+            self._by_key = {k: i for k, i in self._by_key.items() if i != incident}
+        else:
+            self._adopt(found)
 
     def expire(self) -> list[Incident]:
         """Takes out of memory, and returns, what is quiet for twice the gap by event time, or too much."""
@@ -289,8 +317,12 @@ class Correlator:
             incident = self._open.get(self._by_key.get(key, ""))
             if incident is not None and finding.time_ns - incident.raised_ns <= self._gap_ns:
                 return incident, False
-        incident = Incident(finding_id("incident", finding.entity, finding.id))
-        self._open[incident.id] = incident
+        name = finding_id("incident", finding.entity, finding.id)
+        former = self._open.get(name) or self.recall(name)
+        if former is not None:
+            self._adopt(former)
+            return former, False
+        incident = self._open[name] = Incident(name)
         return incident, True
 
     def _join(self, incident: Incident, finding: Finding) -> None:
@@ -299,6 +331,7 @@ class Correlator:
         if len(incident.findings) > MOST_FINDINGS:
             weakest = min(incident.findings.values(), key=lambda f: (f.severity, f.end_ns, f.id))
             del incident.findings[weakest.id]
+            self._by_finding.pop(weakest.id, None)
         for key in join_keys(finding):
             if len(incident.keys) < MOST_JOINED_KEYS:
                 incident.keys.add(key)
@@ -309,14 +342,16 @@ class Correlator:
         self._open[incident.id] = incident
         for finding in incident.findings:
             self._by_finding[finding] = incident.id
-        for key in incident.keys:
-            self._by_key[key] = incident.id
+        if not incident.closed:
+            for key in incident.keys:
+                self._by_key[key] = incident.id
 
-    def _tell(self, incident: Incident, new: bool) -> Change:
+    def tell(self, incident: Incident, new: bool = False) -> Change:
         """A new revision for a new incident, kind, priority or finding, and each time the evidence has doubled."""
         now = (incident.lead.kind, incident.priority, len(incident.findings), incident.weight)
-        telling = now[:3] != incident.told[:3] or now[3] >= 2 * incident.told[3]
+        before = incident.told
+        telling = now[:3] != before[:3] or now[3] >= 2 * before[3]
         if telling:
             incident.revision += 1
             incident.told = now
-        return Change(incident, telling, new)
+        return Change(incident, telling, new, before)

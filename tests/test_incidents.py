@@ -124,6 +124,48 @@ def test_what_is_held_in_memory_is_bounded() -> None:
     assert {i.findings[next(iter(i.findings))].entity for i in ended} == {f"203.0.113.{n}" for n in range(40)}
 
 
+def test_an_incident_that_went_from_memory_goes_on_where_it_was() -> None:
+    first = Correlator(most_open=0)
+    grown = dataclasses.replace(finding(), figures={"attempts": 40})
+    first.apply([finding()])
+    [gone] = first.expire()
+    second = Correlator(recall={gone.id: gone}.get)
+    [change] = second.apply([grown])
+    assert (change.incident.id, change.incident.revision, change.new) == (gone.id, 2, False)
+
+
+def test_after_an_incident_was_closed_a_new_attack_is_a_new_incident() -> None:
+    correlator = Correlator()
+    [change] = correlator.apply([finding()])
+    correlator.set_closed(change.incident.id, True)
+    [same] = correlator.apply([dataclasses.replace(finding(), figures={"attempts": 40})])
+    [other] = correlator.apply([finding(at_ns=2 * HOUR)])
+    assert same.incident.id == change.incident.id
+    assert other.new
+    correlator.set_closed(change.incident.id, False)
+    [again] = correlator.apply([finding(kind="port_scan", at_ns=3 * HOUR)])
+    assert again.incident.id == change.incident.id
+
+
+def test_a_telling_that_was_taken_back_is_told_later_with_the_same_revision() -> None:
+    correlator = Correlator()
+    [change] = correlator.apply([finding()])
+    change.take_back()
+    assert (change.incident.revision, correlator.tell(change.incident).telling) == (0, True)
+    assert change.incident.revision == 1
+    assert not correlator.tell(change.incident).telling
+
+
+def test_findings_without_end_are_held_within_bounds() -> None:
+    correlator = Correlator()
+    for n in range(300):
+        correlator.apply([finding(at_ns=HOUR + n)])
+    [incident] = correlator.open_incidents
+    assert len(incident.findings) == len(correlator._by_finding) == 64
+    correlator.apply([finding(at_ns=HOUR)])
+    assert correlator.open_incidents == [incident]
+
+
 @given(st.text())
 def test_network_text_takes_any_text(text: str) -> None:
     assert isinstance(network_text(text), str)
