@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import log
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +34,7 @@ FINAL, OPENED = 1, 2
 """Marks of a row: the last one of its campaign in this batch; the one that opened it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """What is known of one campaign. `items` are the names of the first 32 distinct ones, as they came."""
 
     serial: int
@@ -177,21 +176,24 @@ class Campaigns:
             added = _names(self._record_names[at, len(read.items) : count].tobytes())
             read.items += added
             read.names = tuple(sorted({*read.names, *(_text(name) for name in added if name)}))
+        (
+            _,
+            trigger_ns,
+            trigger_line,
+            start_ns,
+            end_ns,
+            attempts,
+            _,
+            _,
+            provenance,
+            blockable,
+            first,
+            second,
+        ) = row[:12]
         return Record(
-            serial=serial,
-            trigger_ns=row[1],
-            trigger_line=row[2],
-            start_ns=row[3],
-            end_ns=row[4],
-            attempts=row[5],
-            provenance=row[8],
-            blockable=bool(row[9]),
-            amounts=(row[10], row[11]),
-            distinct=distinct,
-            items=read.items,
-            names=read.names,
-            lines=read.lines,
-        )
+            serial, trigger_ns, trigger_line, start_ns, end_ns, attempts, provenance, blockable != 0,
+            (first, second), distinct, read.items, read.names, read.lines,
+        )  # fmt: skip
 
     def save(self) -> dict[str, Any]:
         used = np.flatnonzero(self._records[:, 0])

@@ -59,15 +59,25 @@ class Attempts:
 
     def story_of(self, at: int, detector: str) -> dict[str, Any]:
         """What a campaign that opens here is to remember of this attempt."""
-        source = self.source_of(at)
+        source, target = self.source_of(at), self.target_of(at)
+        sample = self.batch.text_of(int(self.row[at]), "raw")
+        credit = int(self.credit[at])
         return {
             "id": finding_id(detector, source, int(self.time_ns[at]), int(self.line[at])),
             "entity": source,
-            "target": self.target_of(at),
-            "sample": self.batch.text_of(int(self.row[at]), "raw"),
-            "credit": int(self.credit[at]),
+            "targets": (target,) if target else (),
+            "samples": (sample,) if sample else (),
+            "credit": credit,
+            "baseline": _baseline(credit),
             "at_home": bool(self.first_success_ns[at]),
         }
+
+
+def _baseline(credit: int) -> str:
+    """What is usual for a source, in words."""
+    if not credit:
+        return "nobody has logged in from this source before"
+    return f"{credit} user{'s have' if credit > 1 else ' has'} logged in from this source before"
 
 
 class AttemptStage:

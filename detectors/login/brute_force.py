@@ -65,7 +65,12 @@ class BruteForce:
         def story_of(at: int) -> dict[str, Any]:
             window_s = self._windows_s[scale[at]]
             limit = int(self._limits[scale[at]] + allowance[at])
-            return {**attempts.story_of(at, self.name), "limit": limit, "window_s": window_s}
+            return {
+                **attempts.story_of(at, self.name),
+                "limit": limit,
+                "window_s": window_s,
+                "threshold": f"{limit} failed attempts in {window_s} s",
+            }
 
         return followed, [self._finding(*grown) for grown in self._campaigns.grown(followed, story_of)]
 
@@ -78,8 +83,7 @@ class BruteForce:
             "brute_force",
             record,
             story,
-            severity=50 + 10 * sum(record.attempts >= many for many in (100, 1000)),
-            threshold=f"{story['limit']} failed attempts in {story['window_s']} s",
+            severity=50 + 10 * ((record.attempts >= 100) + (record.attempts >= 1000)),
             technique="T1110.001",
         )
 

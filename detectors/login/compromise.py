@@ -12,7 +12,6 @@ from ..campaigns import OPENED, Campaigns, Followed, Record, marks
 from ..finding import EntityType, Finding, Kind
 from ..tables import NS_PER_DAY
 from .attempts import Attempts
-from .evidence import baseline
 
 
 class Compromise:
@@ -139,7 +138,7 @@ class Compromise:
             confidence=0.8 if story["credit"] else 0.95,
             sources=(source,),
             users=record.names or ((user,) if user else ()),
-            targets=(story["target"],) if story["target"] else (),
+            targets=story["targets"],
             figures={
                 "successes": record.attempts,
                 "failures_before": story["failures"],
@@ -147,10 +146,10 @@ class Compromise:
                 "credit_users": story["credit"],
             },
             threshold="a login that succeeds from a source that has been guessing passwords",
-            baseline=baseline(story["credit"]),
+            baseline=story["baseline"],
             techniques=("T1078", "T1110"),
             lines=record.lines,
-            samples=(story["sample"],) if story["sample"] else (),
+            samples=story["samples"],
             provenance=record.provenance,
             blockable=(source,) if record.blockable else (),
         )

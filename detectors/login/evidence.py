@@ -32,7 +32,6 @@ def source_finding(
     story: dict[str, Any],
     *,
     severity: int,
-    threshold: str,
     technique: str,
 ) -> Finding:
     """The finding of a campaign whose entity is its source; `story` as `Attempts.story_of` gives it."""
@@ -51,7 +50,7 @@ def source_finding(
         confidence=0.4 if stale else 0.7 if credit else 0.9,
         sources=(entity,),
         users=record.names,
-        targets=(story["target"],) if story["target"] else (),
+        targets=story["targets"],
         figures={
             "attempts": record.attempts,
             "distinct_users": record.distinct,
@@ -59,19 +58,12 @@ def source_finding(
             "window_s": story["window_s"],
             "credit_users": credit,
         },
-        threshold=threshold,
-        baseline=baseline(credit)
+        threshold=story["threshold"],
+        baseline=story["baseline"]
         + (", this user among them: a stale saved password looks the same" if stale else ""),
         techniques=(technique,),
         lines=record.lines,
-        samples=(story["sample"],) if story["sample"] else (),
+        samples=story["samples"],
         provenance=record.provenance,
         blockable=(entity,) if record.blockable else (),
     )
-
-
-def baseline(credit: int) -> str:
-    """What is usual for a source, in words."""
-    if not credit:
-        return "nobody has logged in from this source before"
-    return f"{credit} user{'s have' if credit > 1 else ' has'} logged in from this source before"

@@ -63,10 +63,12 @@ class PasswordSpray:
         )
 
         def story_of(at: int) -> dict[str, Any]:
+            window_s, users = self._windows_s[scale[at]], int(limit[at])
             return {
                 **attempts.story_of(at, self.name),
-                "limit": int(limit[at]),
-                "window_s": self._windows_s[scale[at]],
+                "limit": users,
+                "window_s": window_s,
+                "threshold": f"failures for {users} users in {window_s} s, few for each",
             }
 
         return followed, [self._finding(*grown) for grown in self._campaigns.grown(followed, story_of)]
@@ -81,7 +83,6 @@ class PasswordSpray:
             record,
             story,
             severity=60 + 10 * (record.distinct >= 100),
-            threshold=f"failures for {story['limit']} users in {story['window_s']} s, few for each",
             technique="T1110.003",
         )
 
