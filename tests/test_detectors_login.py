@@ -170,6 +170,19 @@ def test_an_office_behind_one_address_that_mistypes_is_nobody() -> None:
     assert run(office(5)) == {}
 
 
+def test_a_large_office_on_its_first_days_is_nobody() -> None:
+    assert run(office(3, people=400)) == {}
+
+
+def test_a_colleague_whose_password_is_guessed_from_inside_a_large_office_is_warned_of() -> None:
+    at = 4 * 86400 + 15 * 3600
+    attack = [*(fail(at + 2 * n, user="p3") for n in range(40)), login(at + 100, user="p3")]
+    found = run(office(5) + attack)
+    assert kinds(found) == ["account_compromise", "brute_force"]
+    assert only(found, "account_compromise").users == ("p3",)
+    assert only(found, "brute_force").time_ns == (START + at + 38) * NS_PER_S
+
+
 def test_an_attacker_inside_the_office_is_found() -> None:
     attack = [fail(4 * 86400 + 9 * 3600 + n, user="root") for n in range(100)]
     assert kinds(run(office(5) + attack)) == ["brute_force"]

@@ -21,7 +21,8 @@ class BruteForce:
 
     A source is raised at its `failures`-th failed attempt within 5 minutes or an hour, or at its
     `slow_failures`-th within a day. Where users have logged in from it before, it takes `credit_failures` more,
-    and one more for each user beyond ten, up to 100. What a failure weighs is settled by `History`.
+    and one more for each user beyond ten, up to 100; but `failures` + `credit_failures` for one user, without
+    a success or a quiet day between, are enough anywhere. What a failure weighs is settled by `History`.
 
     Parameters: `failures` (int, 10), `slow_failures` (int, 15), `credit_failures` (int, 10), `sources` (int,
     32768: the most that are remembered at once).
@@ -50,6 +51,14 @@ class BruteForce:
         allowance = (credit > 0) * (self._credit_failures + np.clip(credit - 10, 0, 100))
         counts = self._counter.update(attempts.source, attempts.time_ns, attempts.weight)
         scale, over = shortest_over(counts, [limit + allowance for limit in self._limits])
+        # The allowance is for many people's slips. Nobody slips so often with one name.
+        insists = (credit > 0) & (attempts.failures > 0)
+        insists &= attempts.pending + attempts.failures >= self._limits[0] + self._credit_failures
+        scale[insists & ~over] = len(self._limits) - 1
+        allowance = np.where(
+            insists & ~over, self._limits[0] + self._credit_failures - self._limits[-1], allowance
+        )
+        over |= insists
         followed = self._campaigns.update(
             attempts.source,
             attempts.time_ns,

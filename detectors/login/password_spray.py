@@ -13,28 +13,30 @@ from ..tables import NS_PER_DAY, DistinctCounter
 from .attempts import Attempts
 from .evidence import shortest_over, source_finding
 
+_MOST_ALLOWED = 48
+
 
 class PasswordSpray:
     """Password spraying (ATT&CK T1110.003): distinct users for whom a source has failed, and not succeeded since.
 
     A source is raised at the `users`-th user with at most `tries` failures within an hour or a day. Where
-    users have logged in from it before, it takes `credit_users` more (and one more for each user beyond ten, up
-    to 8), and those who have count within ten minutes only: an office whose people mistype sprays nobody, and an
-    attacker among them does.
+    users have logged in from it before, it takes `credit_users` more (and one more for each eight users beyond
+    ten, up to 48), and those who have count within ten minutes only: an office whose people mistype sprays
+    nobody, and an attacker among them does.
 
-    Parameters: `users` (int, 8), `tries` (int, 3), `credit_users` (int, 8), `sources` (int, 16384).
+    Parameters: `users` (int, 8), `tries` (int, 3), `credit_users` (int, 8), `sources` (int, 8192).
     """
 
     name: ClassVar[str] = "password_spray"
     kinds: ClassVar[tuple[Kind, ...]] = ("password_spray",)
     partition_key: ClassVar[EntityType] = "source"
 
-    def __init__(self, users: int = 8, tries: int = 3, credit_users: int = 8, sources: int = 16384) -> None:
+    def __init__(self, users: int = 8, tries: int = 3, credit_users: int = 8, sources: int = 8192) -> None:
         self._windows_s = (600, 3600, 86400)
         self._look_back_ns = np.array(self._windows_s, np.int64) * NS_PER_S
         self._users, self._credit_users = users, credit_users
         self._counter = DistinctCounter(
-            sources, users + credit_users + 8, tuple(s * NS_PER_S for s in self._windows_s), tries
+            sources, users + credit_users + _MOST_ALLOWED, tuple(s * NS_PER_S for s in self._windows_s), tries
         )
         self._campaigns = Campaigns(NS_PER_DAY, capacity=sources)
 
@@ -48,7 +50,9 @@ class PasswordSpray:
         )
         change = np.where(attempts.user == 0, DistinctCounter.ASK, change).astype(np.int8)
         counts = self._counter.update(attempts.source, attempts.user, attempts.time_ns, change)
-        limit = self._users + (credit > 0) * (self._credit_users + np.clip(credit - 10, 0, 8))
+        limit = self._users + (credit > 0) * (
+            self._credit_users + np.clip((credit - 10) // 8, 0, _MOST_ALLOWED)
+        )
         scale, over = shortest_over(counts, [limit] * len(self._windows_s))
         followed = self._campaigns.update(
             attempts.source,
