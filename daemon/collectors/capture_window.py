@@ -21,7 +21,7 @@ from ..events import U8
 MOST_RECORD = 1 << 26
 """The longest record or block, in bytes, that is read; whatever says more is taken for damage."""
 
-STEP = 1 << 20
+STEP = 1 << 22
 GZIP_MAGIC = b"\x1f\x8b"
 
 
