@@ -173,6 +173,16 @@ def test_bytes_of_a_flow_that_appears_again_count_once() -> None:
     assert finding.blockable == ()
 
 
+def test_what_stays_on_the_link_is_no_matter_of_an_allow_list() -> None:
+    made = detection(ingress=[], egress=[])
+    near4, near6 = ["224.0.0.22", "255.255.255.255", "169.254.1.1"], ["ff02::1", "ff02::16", "fe80::1"]
+    flows = [went(0, address) for address in near4] + [
+        went(1, address, source="fe80::9") for address in near6
+    ]
+    assert run(made, flows) == {}
+    assert len(run(made, [went(9, "224.0.1.1"), went(9, "ff05::2", source="fe80::9")])) == 2
+
+
 def test_both_families_are_judged_by_the_destination_of_what_goes_out() -> None:
     made = detection(egress=[AllowRule(("192.0.2.0/24", "2001:db8:1::/48"), (443,))])
     flows = [
@@ -181,7 +191,7 @@ def test_both_families_are_judged_by_the_destination_of_what_goes_out() -> None:
         went(2, "2001:db8:2::1", source="2001:db8:f::1"),
         went(3, "192.0.2.1", port=25),
     ]
-    assert {f.entity for f in run(made, flows).values()} == {"[2001:db8:2::/64]:443/tcp", "192.0.2.1:25/tcp"}
+    assert {f.entity for f in run(made, flows).values()} == {"[2001:db8:2::1]:443/tcp", "192.0.2.1:25/tcp"}
 
 
 def test_a_scan_of_ports_is_found_at_the_twentieth() -> None:

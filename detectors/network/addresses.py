@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ...daemon.events import I32, U8, U16, U64, address_text
+from ...daemon.events import I32, U8, U16, U64, Bool, address_text
 
 _PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmp6": 58, "sctp": 132}
 _NAMES = {number: name for name, number in _PROTOCOLS.items()}
@@ -29,6 +29,17 @@ def end_text(address: str, port: int, protocol: int) -> str:
     if protocol not in (6, 17, 132):
         return f"{address}/{name}"
     return f"[{address}]:{port}/{name}" if ":" in address else f"{address}:{port}/{name}"
+
+
+def on_link(address: U64, family: U8) -> Bool:
+    """Which addresses are of a scope that no router passes on, as bool[n]: what keeps a link going (neighbour
+    discovery, DHCP) speaks with them, and nothing leaves the site by them (RFC 3927, 5771, 4291, 919)."""
+    high, low = address[:, 0], address[:, 1]
+    four = (low >> np.uint64(16) == 0xA9FE) | (low >> np.uint64(8) == 0xE00000) | (low == 0xFFFF_FFFF)
+    scope = (high >> np.uint64(48)) & np.uint64(0xFF0F)
+    six = (high >> np.uint64(54) == 0x3FA) | (scope == 0xFF01) | (scope == 0xFF02)
+    found: Bool = np.where(family == 6, six, four)
+    return found
 
 
 def pack_ends(address: U64, family: U8, port: U16, protocol: U8) -> tuple[bytes, I32]:

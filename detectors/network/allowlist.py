@@ -14,7 +14,7 @@ from ..addressing import NetworkKeys, join_keys
 from ..campaigns import Campaigns, Record, marks
 from ..finding import EntityType, Finding, Kind, finding_id
 from ..tables import NS_PER_DAY, FlowGrowth
-from .addresses import end_text, pack_ends, protocol_number, unpack_end
+from .addresses import end_text, on_link, pack_ends, protocol_number, unpack_end
 
 _LARGE_UPLOAD = 1_000_000
 
@@ -81,7 +81,8 @@ class AllowList:
 
     One finding for each far end, port and protocol. Connections to us that were never completed are gathered
     by the endpoint that they went to instead: a forger can invent any number of sources. Campaigns end after
-    a day without such flows. Bytes of a flow are counted once, however often it appears.
+    a day without such flows. Bytes of a flow are counted once, however often it appears. A far end that no router
+    passes on (link-local, or multicast on the link) is no matter of an allow-list.
 
     Parameters: `direction`, `rules`, `hash_key`.
     """
@@ -96,6 +97,7 @@ class AllowList:
         self.name = f"allowlist_{direction.name.lower()}"
         self._table = AllowTable(rules)
         self._networks = NetworkKeys(hash_key)
+        self._addresses = NetworkKeys(hash_key, prefix6=128)
         self._growth = FlowGrowth()
         self._campaigns = Campaigns(NS_PER_DAY, capacity=8192)
 
@@ -104,7 +106,8 @@ class AllowList:
         rows = np.flatnonzero(batch.direction == self._direction)
         far = batch.destination if egress else batch.source
         port, protocol, family = batch.destination_port[rows], batch.protocol[rows], batch.family[rows]
-        rows = rows[~self._table.allows(far.take(rows, axis=0), family, port, protocol)]
+        end = far.take(rows, axis=0)
+        rows = rows[~(self._table.allows(end, family, port, protocol) | on_link(end, family))]
         if not len(rows):
             return []
         port, protocol, family = batch.destination_port[rows], batch.protocol[rows], batch.family[rows]
@@ -124,10 +127,13 @@ class AllowList:
             batch.bytes_out[rows],
             batch.bytes_in[rows],
         )
-        text, spans = pack_ends(other, family, port, protocol)
+        # A destination is named exactly; a source by the network that would be blocked.
+        exact = by_endpoint | egress
+        keys = np.where(exact, self._addresses.keys(entity, family), self._networks.keys(entity, family))
+        text, spans = pack_ends(other, family, np.where(exact, batch.source_port[rows], port), protocol)
         proven = answered & (protocol == 6)
         followed = self._campaigns.update(
-            join_keys(self._networks.keys(entity, family), service | by_endpoint.astype(np.uint64)),
+            join_keys(keys, service | by_endpoint.astype(np.uint64)),
             time_ns,
             np.ones(len(rows), np.bool_),
             marks(batch.frame[rows], batch.provenance[rows], proven, grown[:, 2]),
@@ -139,7 +145,8 @@ class AllowList:
         )
 
         def story_of(at: int) -> dict[str, Any]:
-            address = self._networks.text(int(family[at]), *entity[at].tolist())
+            named = self._addresses if exact[at] else self._networks
+            address = named.text(int(family[at]), *entity[at].tolist())
             return {
                 "address": address,
                 "port": int(port[at]),
@@ -155,7 +162,9 @@ class AllowList:
         here = end_text(address, port, protocol)
         ends = [unpack_end(packed) for packed in record.items if packed]
         bytes_out, bytes_in = record.amounts
+        first_port: dict[str, int] = {}
         if egress or by_endpoint:
+            first_port = {"source_port": ends[0][1]} if ends and ends[0][1] else {}
             sources: tuple[str, ...] = tuple(sorted({end[0] for end in ends}))
             targets: tuple[str, ...] = (here,)
         else:
@@ -186,6 +195,7 @@ class AllowList:
                 "bytes_out": bytes_out,
                 "bytes_in": bytes_in,
                 "port": port,
+                **first_port,
                 "sources" if egress or by_endpoint else "destinations": record.distinct,
             },
             threshold=f"any flow whose {'destination' if egress else 'source'} no rule allows",
