@@ -33,6 +33,8 @@ TITLES = {
 }
 MOST_OPEN = 20_000
 """The most incidents that are held in memory."""
+NO_COUNTS = frozenset({"threshold", "window_s", "port", "source_port", "credit_users"})
+"""Figures that do not grow with the evidence."""
 MOST_JOINED_KEYS = 4096
 """The most join keys of one incident: a botnet's incident cannot grow without bound."""
 
@@ -102,9 +104,9 @@ class Incident:
 
     @property
     def weight(self) -> int:
-        """How much evidence there is: the largest whole number among the figures of each finding, added up."""
+        """How much evidence there is: the largest count among the figures of each finding, added up."""
         return sum(
-            max((v for v in f.figures.values() if isinstance(v, int)), default=1)
+            max((v for k, v in f.figures.items() if isinstance(v, int) and k not in NO_COUNTS), default=1)
             for f in self.findings.values()
         )
 
