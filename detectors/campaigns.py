@@ -114,7 +114,8 @@ class Campaigns:
         amounts: I64 | None = None,
         kept: I64 | None = None,
     ) -> Followed:
-        """Takes a batch of events; those whose `marked` is ASK only ask which campaign is open.
+        """Takes a batch of events; those whose `marked` is ASK only ask which campaign is open, and those without
+        weight and item open one only where there is a trail.
 
         `over` (bool[n]): at or above the threshold. `items` and `spans` (`int32[n, 2]` into `text`): what the
         campaign counts distinct ones of, and their names. `since_ns`: how far back the trail belongs to a

@@ -597,7 +597,7 @@ def follow_campaigns(
     for i in range(wanted.shape[0]):
         if wanted[i] == 0:
             continue
-        if marks[i] >= 0:
+        if marks[i] >= 0 and (marks[i] & 0xFFFFF or items[i] != 0):
             slot = _claim(keys, table, home[i], wanted[i], grace, 4)
         else:
             slot = _find(keys, home[i], wanted[i])
