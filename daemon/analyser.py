@@ -22,16 +22,18 @@ from typing import Any
 from ..config.schema import Config
 from ..detectors.finding import Finding
 from ..playbooks.engine import Engine
-from ..playbooks.loader import load_playbooks
+from ..playbooks.schema import Playbook
+from . import recovery
 from .assembly import build_correlator, build_detection, parser_options, provenance_of
 from .collectors.shared import PacketSource
 from .control import serve_commands
+from .detection import Detection
 from .enforcer.client import Enforcer, socket_path
 from .enforcer.rails import Rails
 from .errors import GatewatchError, StoreError
 from .events import NS_PER_S, rfc3339
-from .feeds import Feed, JournalFeed, LogFeed
-from .incidents import Change, Incident, action_document
+from .feeds import Feed, JournalFeed, LogFeed, Reading
+from .incidents import MOST_OPEN, Change, Incident, action_document
 from .response import Responder
 from .sinks.outbox import OutboxServer
 from .store import Store
@@ -40,6 +42,7 @@ PACKETS_A_TURN = 16_384
 DIRTY_S = 1.0
 """How long an incident that grew, without news for the sinks, may wait to be saved."""
 HEALTH_S = 5.0
+PRUNE_S = 86_400.0
 DAY_NS = 86_400 * NS_PER_S
 
 
@@ -62,6 +65,7 @@ class Parts:
     rails: Rails | None
     state: Path
     mode: str
+    playbooks: tuple[Playbook, ...]
     logs: tuple[LogSource, ...]
     journal_units: tuple[str, ...]  # empty: the journal is not followed
     local: tuple[str, ...]
@@ -82,12 +86,11 @@ class Analyser:
         self.store = Store.open(parts.state / "analyser" / "gatewatch.db")
         self._hash_key = self.store.hash_key()
         self.feeds = self._make_feeds()
-        self._detection = build_detection(parts.config, list(parts.local), self._hash_key)
+        self._detection = self._make_detection()
         self._correlator = build_correlator(parts.config, parts.rails)
+        self._correlator.recall = self._recall
         self._responder = Responder(
-            Engine(
-                load_playbooks(parts.config.playbooks.directories, shipped=parts.config.playbooks.shipped)
-            ),
+            Engine(parts.playbooks),
             self.store,
             Enforcer(socket_path(parts.state)) if parts.enforces else None,
             mode="enforce" if parts.mode == "enforce" else "observe",
@@ -98,9 +101,14 @@ class Analyser:
         self._outbox = OutboxServer(self.store, parts.shipper_uid)
         self._packets: PacketSource | None = None
         self._dirty: dict[str, Incident] = {}
+        self._untold: dict[str, Incident] = {}
+        self._unbooked: dict[str, dict[str, Any]] = {}
+        self._unnoted = False
+        self._trouble = ""
         self._changed_since_snapshot = False
         self._stopping = asyncio.Event()
         self._started_ns = time.time_ns()
+        self._faults = 0
 
     async def run(self, ready: Callable[[], None]) -> int:
         """Recovers, then works until SIGTERM; the last act is a snapshot."""
@@ -149,45 +157,46 @@ class Analyser:
             feeds.append(JournalFeed(parts.journal_units, options, parts.say))
         return {feed.name: feed for feed in feeds}
 
+    def _make_detection(self) -> Detection:
+        return build_detection(self.parts.config, list(self.parts.local), self._hash_key)
+
     def _recover(self) -> None:
         """The state of the last snapshot, then what was read since, once more; incidents come from their rows."""
-        saved: dict[str, Any] = {}
+        if not recovery.remember(self.store, self._detection, self.feeds, self.parts.say):
+            self._detection = self._make_detection()
+            self.feeds = self._make_feeds()
+        recovery.go_on(self.store, self.feeds, self.parts.say)
+        gap_ns = self.parts.config.detection.incident_gap_s * NS_PER_S
+        since_ns = time.time_ns() - 2 * max(gap_ns, DAY_NS)
+        self._correlator.restore(recovery.incidents(self.store, since_ns, MOST_OPEN, self.parts.say))
+        self._settle(recovery.read_again(self.store, self.feeds, self._judge, self.parts.say))
+        self._responder.resume()
+
+    def _recall(self, incident: str) -> Incident | None:
+        """An incident that is in the store and no longer in memory."""
         try:
-            state = self.store.snapshot()
-            if state is not None:
-                self._detection.load(state["detection"])
-                saved = state["feeds"]
-        except (StoreError, KeyError, ValueError, TypeError) as error:
-            self.parts.say(f"what the detectors remembered cannot be used, they start afresh: {error}")
-        checkpoints = self.store.checkpoints()
-        for name, feed in self.feeds.items():
-            if name in saved:
-                feed.load(saved[name])
-            if name in checkpoints:
-                feed.resume(checkpoints[name])
-        self._correlator.restore(
-            Incident.from_state(s) for s in self.store.open_states(time.time_ns() - 2 * DAY_NS)
-        )
-        findings: dict[str, Finding] = {}
-        lost = 0
-        for note in self.store.batches():
-            feed_again = self.feeds.get(note.source)
-            if feed_again is None:
-                continue
-            reading = feed_again.again(note.range, note.receive_ns)
-            if reading is None:
-                lost += 1
-                continue
-            findings |= {f.id: f for f in self._detection.auth(reading.events, reading.receive_ns)}
-        if lost:
-            self.parts.say(f"{lost} pieces of logs read before the restart are gone and were not read again")
-        self._settle(list(findings.values()))
-        self._responder.pending_again()
+            found = self.store.incident_state(incident)
+            return None if found is None else Incident.from_state(*found)
+        except (StoreError, KeyError, TypeError, ValueError, IndexError):
+            return None
+
+    def _judge(self, name: str, reading: Reading) -> list[Finding]:
+        return self._guarded(partial(self._detection.auth, reading.events, reading.receive_ns), name)
 
     async def _follow(self, feed: Feed) -> None:
         async for reading in feed.readings():
-            findings = self._detection.auth(reading.events, reading.receive_ns)
-            self._settle(findings, (feed.name, reading.note, reading.now_ns))
+            self._settle(self._judge(feed.name, reading), (feed.name, reading.note, reading.now_ns))
+
+    def _guarded(self, detect: Callable[[], list[Finding]], source: str) -> list[Finding]:
+        """Findings, or none where a detector failed: a fault that some input provokes must not end detection."""
+        try:
+            return detect()
+        except Exception as error:
+            self._faults += 1
+            self.parts.say(
+                f"a piece of {source} was not judged, a fault in detection: {type(error).__name__}: {error}"
+            )
+            return []
 
     async def _take_handovers(self) -> None:
         """Each new packet worker: the service sends the socket through which it hands its ring over."""
@@ -197,10 +206,7 @@ class Analyser:
             if not message:
                 self._stopping.set()
                 return
-            if self._packets is not None:
-                loop.remove_reader(self._packets.fileno())
-                self._packets.close()
-                self._packets = None
+            self._leave_packets()
             handover = socket.socket(fileno=descriptors[0])
             try:
                 self._packets = await loop.run_in_executor(None, PacketSource, handover)
@@ -213,50 +219,85 @@ class Analyser:
     def _take_packets(self) -> None:
         if self._packets is None:
             return
-        rows = self._packets.pull(PACKETS_A_TURN)
+        try:
+            rows = self._packets.pull(PACKETS_A_TURN)
+        except GatewatchError as error:
+            self.parts.say(f"packets: captured anew: {error}")
+            self._leave_packets()
+            return
         if len(rows):
-            self._settle(self._detection.packets(rows))
+            self._settle(self._guarded(partial(self._detection.packets, rows), "the packets"))
             self._try_waiting()
+
+    def _leave_packets(self) -> None:
+        """Lets go of the capture process, which ends it."""
+        if self._packets is not None:
+            asyncio.get_running_loop().remove_reader(self._packets.fileno())
+            self._packets.close()
+            self._packets = None
 
     def _corroborated(self, source: str) -> bool:
         return not self.parts.watches_packets or self._detection.corroborated(source, time.time_ns())
 
     def _settle(self, findings: list[Finding], note: tuple[str, dict[str, Any], int] | None = None) -> None:
-        """Findings to incidents, decisions and outbox rows, all in one transaction with the range of input."""
+        """Findings to incidents, decisions and outbox rows, all in one transaction with the range of input.
+
+        What cannot be saved (a full disk) is told later. Of the input no further range is noted then until a
+        snapshot was saved: after a crash everything from there on is read again, and nothing left out between.
+        """
         self._changed_since_snapshot = self._changed_since_snapshot or note is not None or bool(findings)
         changes = self._correlator.apply(findings)
-        telling = [c for c in changes if c.telling]
         self._dirty |= {c.incident.id: c.incident for c in changes}
+        telling = [c for c in changes if c.telling]
+        again = [self._correlator.tell(i) for i in self._untold.values()]
+        telling += [c for c in again if c.telling]
         actions: list[dict[str, Any]] = []
         try:
             with self.store.transaction():
-                if note is not None:
+                if note is not None and not self._unnoted:
                     self.store.note_batch(*note)
                 for change in telling:
                     actions += self._save(change.incident, tell=True)
         except StoreError as error:
-            self.parts.say(f"not saved, and tried again: {error}")
+            self._unnoted = self._unnoted or note is not None
             for change in telling:
-                change.incident.told = ("", "", 0, 0)
+                change.take_back()
+                self._untold[change.incident.id] = change.incident
+            self._complain(error)
             return
         self._responder.submit(actions)
-        if telling:
-            self.store.sync()
-            self._outbox.notify()
+        if not telling:
+            return
         for change in telling:
+            self._dirty.pop(change.incident.id, None)
+            self._untold.pop(change.incident.id, None)
             self._show(change, actions)
+        # After the responder had its turn: a block does not wait for the disk.
+        asyncio.get_running_loop().call_soon(self._publish)
+
+    def _publish(self) -> None:
+        """Committed alerts to the disk, and then to the shipper."""
+        try:
+            self.store.sync()
+        except StoreError as error:
+            self._complain(error)
+        self._outbox.notify()
+
+    def _complain(self, error: StoreError) -> None:
+        if self._trouble != str(error):
+            self._trouble = str(error)
+            self.parts.say(f"not saved, and tried again: {error}")
 
     def _save(self, incident: Incident, *, tell: bool) -> list[dict[str, Any]]:
         now_ns = time.time_ns()
         document = incident.document()
         self.store.save_incident(document, incident.state(), incident.start_ns, incident.end_ns, now_ns)
-        self._dirty.pop(incident.id, None)
         if not tell:
             return []
         self.store.add_to_outbox(
             f"{incident.id}:{incident.revision}", {"event": "incident", **document}, now_ns
         )
-        actions = self._responder.decide(document)
+        actions = self._responder.decide(document | {"status": "closed"} if incident.closed else document)
         for action in actions:
             if action["state"] not in ("pending", "skipped"):
                 self._tell_action(action)
@@ -272,17 +313,21 @@ class Analyser:
                 self.store.save_action(action)
                 self._tell_action(action)
         except StoreError as error:
-            self.parts.say(f"action {action['id']} is not in the books: {error}")
+            self._unbooked[action["id"]] = action
+            self._complain(error)
             return
+        self._unbooked.pop(action["id"], None)
         self._outbox.notify()
 
     def _try_waiting(self) -> None:
-        """What waited for a handshake, or for the enforcer, is decided again."""
-        for incident in self._responder.waiting:
-            if not any(self._corroborated(s) for s in incident["blockable"]):
-                continue
-            with self.store.transaction():
-                actions = self._responder.decide(incident)
+        """What waited for a handshake is decided again."""
+        for incident in self._responder.due():
+            try:
+                with self.store.transaction():
+                    actions = self._responder.decide(incident)
+            except StoreError as error:
+                self._complain(error)
+                return
             self._responder.submit(actions)
 
     def _show(self, change: Change, actions: Iterable[Mapping[str, Any]]) -> None:
@@ -296,26 +341,44 @@ class Analyser:
                 self.parts.say(f"  {action['action']} {action['target']}: {action['state']}, {action['why']}")
 
     async def _tick(self) -> None:
-        snapshot_s = self.parts.config.store.snapshot_s
-        next_snapshot = time.monotonic() + snapshot_s
-        next_health = 0.0
+        next_snapshot = time.monotonic() + self.parts.config.store.snapshot_s
+        next_health = next_prune = 0.0
         while True:
             await asyncio.sleep(DIRTY_S)
+            now = time.monotonic()
             try:
-                if self._dirty:
-                    with self.store.transaction():
-                        for incident in list(self._dirty.values()):
-                            self._save(incident, tell=False)
-                if time.monotonic() >= next_snapshot:
-                    next_snapshot = time.monotonic() + snapshot_s
-                    self._snapshot()
+                self._save_dirty()
+                if now >= next_snapshot or (self._unnoted and now >= next_health):
+                    next_snapshot = now + self.parts.config.store.snapshot_s
                     self._correlator.expire()
-                if time.monotonic() >= next_health:
-                    next_health = time.monotonic() + HEALTH_S
+                    self._snapshot()
+                if now >= next_health:
+                    next_health = now + HEALTH_S
                     self.store.put("health", self.health())
+                if now >= next_prune:
+                    next_prune = now + PRUNE_S
+                    kept_ns = self.parts.config.store.retention_days * DAY_NS
+                    self.store.prune(time.time_ns() - kept_ns, self.parts.config.sinks)
+                self._try_waiting()
                 self._responder.retry_failed()
             except StoreError as error:
-                self.parts.say(f"not saved, and tried again: {error}")
+                self._complain(error)
+                continue
+            if self._trouble and not (self._untold or self._unbooked or self._unnoted):
+                self._trouble = ""
+                self.parts.say("all is saved again")
+
+    def _save_dirty(self) -> None:
+        """What grew, and what could not be saved before."""
+        if self._untold:
+            self._settle([])
+        if self._dirty:
+            with self.store.transaction():
+                for incident in self._dirty.values():
+                    self._save(incident, tell=False)
+            self._dirty.clear()
+        for action in list(self._unbooked.values()):
+            self._action_finished(action)
 
     def _snapshot(self) -> None:
         if not self._changed_since_snapshot:
@@ -326,10 +389,11 @@ class Analyser:
         }
         checkpoints = {name: at for name, feed in self.feeds.items() if (at := feed.checkpoint()) is not None}
         with self.store.transaction():
-            for incident in list(self._dirty.values()):
+            for incident in self._dirty.values():
                 self._save(incident, tell=False)
             self.store.save_snapshot(state, checkpoints, time.time_ns())
-        self._changed_since_snapshot = False
+        self._dirty.clear()
+        self._changed_since_snapshot = self._unnoted = False
 
     def health(self) -> dict[str, Any]:
         """What `status` shows."""
@@ -340,6 +404,7 @@ class Analyser:
             "mode": self.parts.mode,
             "logs": [feed.health() for feed in self.feeds.values()],
             "packets": None if self._packets is None else dict(self._packets.counters()),
+            "faults": self._faults,
             "auth_events": self._detection.auth_events,
             "packets_seen": self._detection.packets_seen,
             "flows": self._detection.flows_seen,
@@ -362,6 +427,9 @@ class Analyser:
                         {"event": "status", "id": incident, "status": status, "note": note},
                         time.time_ns(),
                     )
+                self._correlator.set_closed(incident, status == "closed")
+                if status == "closed":
+                    self._responder.forget(incident)
                 self._outbox.notify()
                 return {"ok": True, "incident": incident, "status": status}
             case other:

@@ -157,7 +157,11 @@ class LogFeed:
                 return None
             self._parser = make_parser(name, self._options)
             if self._saved.get("format") == name:
-                self._parser.load(self._saved["state"])
+                try:
+                    self._parser.load(self._saved["state"])
+                except Exception as error:  # written by another version
+                    self._parser = make_parser(name, self._options)
+                    self._say(f"{self.name}: its parser starts afresh: {type(error).__name__}: {error}")
         events = self._counts.parse(self._parser, data, note["first_line"], now_ns)
         return Reading(events, None if note["existing"] else now_ns, now_ns, note)
 

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 from ..detectors.finding import finding_id
-from ..playbooks.engine import Decision, DecisionContext, Engine
+from ..playbooks.engine import Decision, DecisionContext, Engine, time_ns
 from .enforcer.client import Enforcer
 from .errors import EnforcerError, RefusedError
 from .events import NS_PER_S
@@ -25,6 +25,8 @@ MOST_WAITING = 1000
 STATES = {"act": "pending", "would": "would", "wait": "waiting", "skip": "skipped"}
 OVER = ("done", "would", "refused")
 """States after which the same action is not asked for again."""
+PASSING_RAILS = ("most_new_per_minute", "most_blocks")
+"""Limits of the enforcer that a later request may find lifted."""
 
 
 class Responder:
@@ -58,14 +60,29 @@ class Responder:
         self._say = say
         self._clock = clock
         self._queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self._waiting: dict[str, dict[str, Any]] = {}
+        self._waiting: dict[str, tuple[dict[str, Any], list[str]]] = {}  # and whom it waits for
         self._failed: dict[str, dict[str, Any]] = {}
+        self._doubted: list[dict[str, Any]] = []
         self._thread = ThreadPoolExecutor(1, "enforcer")
 
     @property
     def waiting(self) -> list[dict[str, Any]]:
         """Incidents with something still to be done for which something is missing."""
-        return list(self._waiting.values())
+        return [incident for incident, _ in self._waiting.values()]
+
+    def due(self) -> list[dict[str, Any]]:
+        """Incidents to be decided again: somebody proved to be real meanwhile, or it is too late."""
+        limit_ns = self._clock() - self._max_action_age_s * NS_PER_S
+        return [
+            incident
+            for incident, sources in self._waiting.values()
+            if (time_ns(incident["end"]) or 0) < limit_ns or any(self._corroborated(s) for s in sources)
+        ]
+
+    def forget(self, incident: str) -> None:
+        """A person closed it: nothing more is done about it."""
+        self._waiting.pop(incident, None)
+        self._failed = {k: a for k, a in self._failed.items() if a["incident"] != incident}
 
     def decide(self, incident: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Records what the playbooks decide about an incident; returns the new or changed actions.
@@ -77,7 +94,7 @@ class Responder:
             now_ns=self._clock(),
             mode=self._mode,
             max_action_age_s=self._max_action_age_s,
-            earlier_blocks=self._store.times_blocked,
+            earlier_blocks=self._served,
             blocked=self._blocked,
             corroborated=self._corroborated,
             last_action=self._last_action,
@@ -91,7 +108,9 @@ class Responder:
             action = self._action(incident, decision, context.now_ns)
             waits |= action["state"] == "waiting" and decision.approval == "none"
             known = self._store.action_state(action["id"])
-            if known in OVER or known == "pending" or (known and action["state"] == "skipped"):
+            if known in OVER or known == "pending":
+                continue
+            if action["state"] == "skipped" and known not in (None, "waiting"):
                 continue
             if self._store.save_action(action):
                 changed.append(action)
@@ -103,6 +122,9 @@ class Responder:
         for action in actions:
             if action["state"] == "pending":
                 self._queue.put_nowait(action)
+        for block in self._doubted:
+            self._queue.put_nowait(block)
+        self._doubted.clear()
 
     async def run(self, finished: Callable[[dict[str, Any]], None]) -> None:
         """Carries actions out, one after the other; `finished` gets each with its new state."""
@@ -110,9 +132,16 @@ class Responder:
         while True:
             action = await self._queue.get()
             state, why = await loop.run_in_executor(self._thread, self._carry_out, action)
-            if state == "failed" and len(self._failed) < MOST_WAITING:
-                self._failed[action["id"]] = dict(action)
-            action |= {"state": state, "why": why, "time_ns": self._clock()}
+            new = (state, why) != (action["state"], action["why"])
+            action = action | {"state": state, "why": why}
+            if state in ("done", "refused"):
+                action["time_ns"] = self._clock()
+            elif state == "failed" and len(self._failed) < MOST_WAITING:
+                self._failed[action["id"]] = (
+                    action  # with the time of the decision, by which it grows too old
+                )
+            if not new:
+                continue
             finished(action)
             self._say(f"{action['action']} {action['target']}: {state}, {why}")
 
@@ -123,11 +152,16 @@ class Responder:
             if self._clock() - action["time_ns"] <= self._max_action_age_s * NS_PER_S:
                 self._queue.put_nowait(action)
 
-    def pending_again(self) -> None:
-        """After a restart: what was decided and not yet carried out."""
-        for action in self._store.actions_in("pending"):
-            if self._clock() - action["time_ns"] <= self._max_action_age_s * NS_PER_S:
+    def resume(self) -> None:
+        """After a restart: what was decided and not yet carried out, and who waits."""
+        since_ns = self._clock() - self._max_action_age_s * NS_PER_S
+        for action in (*self._store.actions_in("pending"), *self._store.actions_in("failed")):
+            if action["time_ns"] >= since_ns:
                 self._queue.put_nowait(action)
+        waiting = {a["incident"] for a in self._store.actions_in("waiting")}
+        for name in sorted(waiting)[:MOST_WAITING]:
+            for incident in self._store.incidents(incident=name, limit=1):
+                self._remember(incident, True)
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -137,6 +171,8 @@ class Responder:
     def _carry_out(self, action: Mapping[str, Any]) -> tuple[str, str]:
         if self._enforcer is None:
             return "failed", "no enforcer: it needs root"
+        if action["state"] == "done":
+            return self._still_done(self._enforcer, action)
         try:
             if action["action"] == "block_source":
                 answer = self._enforcer.block(
@@ -151,11 +187,20 @@ class Responder:
             receipt = self._enforcer.kill([action["target"]], action["reason"])
             return "done", "proven" if receipt.get("proven") else "engaged, not proven"
         except RefusedError as error:
-            return "refused", str(error)
+            return "failed" if error.rail in PASSING_RAILS else "refused", str(error)
         except EnforcerError as error:
             return "failed", str(error)
 
+    @staticmethod
+    def _still_done(enforcer: Enforcer, block: Mapping[str, Any]) -> tuple[str, str]:
+        try:
+            in_force = bool(enforcer.check(block["target"])["blocked"])
+        except EnforcerError:
+            in_force = True
+        return ("done", block["why"]) if in_force else ("lifted", "ended before its time")
+
     def _action(self, incident: Mapping[str, Any], decision: Decision, now_ns: int) -> dict[str, Any]:
+        # Counts those that an operator ended, too: each block is an action of its own in the books.
         earlier = self._store.times_blocked(decision.target) if decision.action == "block_source" else 0
         return {
             "id": finding_id(
@@ -173,9 +218,24 @@ class Responder:
         }
 
     def _blocked(self, target: str, ttl_s: int) -> bool:
+        """Whether a block that was made for at least so long is in force, as far as the books say.
+
+        An operator may have ended it meanwhile: the enforcer is asked, and what comes later is decided by that.
+        """
         now_ns = self._clock()
-        done = (a for a in self._store.actions(target=target) if a["state"] == "done")
-        return any(a["time_ns"] + a["ttl_s"] * NS_PER_S > now_ns for a in done)
+        found = [a for a in self._blocks(target) if _end_ns(a) > now_ns and a["ttl_s"] >= ttl_s]
+        if self._enforcer is not None:
+            self._doubted += found
+        return bool(found)
+
+    def _served(self, target: str) -> int:
+        """How many blocks of it ran their time: whoever is still blocked has not come back."""
+        now_ns = self._clock()
+        return sum(_end_ns(a) <= now_ns for a in self._blocks(target))
+
+    def _blocks(self, target: str) -> list[dict[str, Any]]:
+        actions = self._store.actions(target=target)
+        return [a for a in actions if a["action"] == "block_source" and a["state"] == "done"]
 
     def _last_action(self, playbook: str, action: str, target: str) -> int | None:
         times = (
@@ -189,8 +249,13 @@ class Responder:
         if not waits:
             self._waiting.pop(incident["id"], None)
             return
-        self._waiting[incident["id"]] = incident
+        sources = [s for s in incident["blockable"] if not self._corroborated(s)]
+        self._waiting[incident["id"]] = incident, sources
         if len(self._waiting) > MOST_WAITING:
             given_up = next(iter(self._waiting))
             del self._waiting[given_up]
             self._say(f"incident {given_up}: no longer waits for corroboration, too many do")
+
+
+def _end_ns(block: Mapping[str, Any]) -> int:
+    return int(block["time_ns"] + block["ttl_s"] * NS_PER_S)

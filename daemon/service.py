@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 
 from ..config.schema import Config
+from ..playbooks.loader import load_playbooks
+from ..playbooks.schema import Playbook
 from . import sandbox
 from .analyser import LogSource, Parts, run_analyser
 from .assembly import load_rails
@@ -59,6 +61,7 @@ class Plan:
     interfaces: tuple[str, ...]
     enforcer: bool
     rails: Rails | None
+    playbooks: tuple[Playbook, ...]
     local: tuple[str, ...]
 
 
@@ -79,7 +82,8 @@ def plan(config: Config, mode: str, tell: Callable[[str], None]) -> Plan:
         tell("response is off: blocks and the kill switch need root; start as root to have them")
     elif rails is None:
         tell(f"response is off: no rails file {config.rails}; `gatewatch config init` writes one")
-    return Plan(logs, journal, interfaces, enforcer, rails, _local(config))
+    playbooks = tuple(load_playbooks(config.playbooks.directories, shipped=config.playbooks.shipped))
+    return Plan(logs, journal, interfaces, enforcer, rails, playbooks, _local(config))
 
 
 def _may_enforce(root: bool, rails: Rails | None, config: Config) -> None:
@@ -259,6 +263,7 @@ class Service:
             rails=self._plan.rails,
             state=self._state,
             mode=self._mode,
+            playbooks=self._plan.playbooks,
             logs=self._plan.logs,
             journal_units=tuple(self._config.collectors.journal.units) if self._plan.journal else (),
             local=self._plan.local,

@@ -241,13 +241,24 @@ class Store:
         )
         return cursor.rowcount == 1
 
-    def open_states(self, since_ns: int) -> list[dict[str, Any]]:
-        """The states of the incidents that may still grow."""
+    def recent_states(self, since_ns: int, most: int) -> list[tuple[dict[str, Any], bool]]:
+        """The states of the incidents that changed since then, the last first; and whether each is closed."""
         rows = self._db.execute(
-            "SELECT state FROM incidents WHERE end_ns >= ? AND status != 'closed' ORDER BY end_ns",
-            (since_ns,),
+            "SELECT state, status = 'closed' FROM incidents WHERE changed_ns >= ? "
+            "ORDER BY changed_ns DESC LIMIT ?",
+            (since_ns, most),
         )
-        return [json.loads(state) for (state,) in rows]
+        return [(json.loads(state), bool(closed)) for state, closed in rows]
+
+    def incident_state(self, incident: str) -> tuple[dict[str, Any], bool] | None:
+        """The state of one incident, and whether it is closed. Raises StoreError."""
+        try:
+            row = self._db.execute(
+                "SELECT state, status = 'closed' FROM incidents WHERE id = ?", (incident,)
+            ).fetchone()
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.path}: {error}") from error
+        return None if row is None else (json.loads(row[0]), bool(row[1]))
 
     def incidents(
         self, *, since_ns: int = 0, status: str | None = None, incident: str | None = None, limit: int = 1000
@@ -304,8 +315,11 @@ class Store:
         return [dict(zip(ACTION, row, strict=True)) for row in rows]
 
     def times_blocked(self, target: str) -> int:
-        """How often a block of this target was carried out before."""
-        query = "SELECT count(*) FROM actions WHERE target = ? AND action = 'block_source' AND state = 'done'"
+        """How often a block of this target was carried out before, those that were lifted included."""
+        query = (
+            "SELECT count(*) FROM actions WHERE target = ? AND action = 'block_source' "
+            "AND state IN ('done', 'lifted')"
+        )
         return int(self._db.execute(query, (target,)).fetchone()[0])
 
     def add_to_outbox(self, key: str, document: Mapping[str, Any], now_ns: int) -> bool:

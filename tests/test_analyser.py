@@ -22,6 +22,7 @@ from gatewatch.daemon.errors import GatewatchError
 from gatewatch.daemon.replay import Replay
 from gatewatch.daemon.store import Store
 from gatewatch.daemon.supervisor import listen
+from gatewatch.playbooks.loader import load_playbooks
 
 LIMIT_S = 60.0
 
@@ -55,6 +56,7 @@ class Running:
             rails=None,
             state=self.state,
             mode="observe",
+            playbooks=tuple(load_playbooks()),
             logs=(LogSource(self.log, "sshd", year=self.year),),
             journal_units=(),
             local=(),

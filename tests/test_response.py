@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from gatewatch.daemon.enforcer.client import Enforcer
+from gatewatch.daemon.errors import RefusedError
 from gatewatch.daemon.events import rfc3339
 from gatewatch.daemon.response import Responder
 from gatewatch.daemon.store import Store
@@ -89,8 +92,146 @@ def test_what_happened_long_ago_is_not_acted_on(store: Store) -> None:
     assert "old" in action["why"]
 
 
-def test_an_enforcer_that_is_away_is_asked_again(store: Store, tmp_path: Path) -> None:
-    made = responder(store, Enforcer(tmp_path / "no.sock"), mode="enforce")
+class Answering(Enforcer):
+    """An enforcer that gives the next of the answers that it was told, the last one again and again."""
+
+    def __init__(self, *answers: dict[str, Any] | Exception) -> None:
+        super().__init__("")
+        self.answers = list(answers)
+
+    blocked: tuple[str, ...] = ("203.0.113.7",)
+
+    def check(self, address: str) -> dict[str, Any]:
+        return {"blocked": [{"address": a} for a in self.blocked if a == address]}
+
+    def block(self, address: str, **more: Any) -> dict[str, Any]:
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return {"address": address, "ttl_s": more["ttl_s"], "already": False} | answer
+
+
+def carried_out(made: Responder, store: Store, actions: list[dict[str, Any]], news: int) -> list[str]:
+    """The states that these actions get, until there were so many."""
+    states = []
+
+    async def work() -> None:
+        results: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        task = asyncio.ensure_future(made.run(results.put_nowait))
+        made.submit(actions)
+        async with asyncio.timeout(10):
+            while len(states) < news:
+                with contextlib.suppress(TimeoutError):
+                    action = await asyncio.wait_for(results.get(), 0.1)
+                    store.save_action(action)
+                    states.append(action["state"])
+                made.retry_failed()
+        task.cancel()
+
+    asyncio.run(work())
+    return states
+
+
+def test_a_block_that_a_passing_limit_refused_is_asked_for_again(store: Store) -> None:
+    full = RefusedError("more than 60 blocks a minute", rail="most_new_per_minute")
+    made = responder(store, Answering(full, {}), mode="enforce")
+    assert carried_out(made, store, made.decide(incident()), 2) == ["failed", "done"]
+
+
+def test_a_block_that_another_rail_refused_is_not(store: Store) -> None:
+    never = RefusedError("203.0.113.7 is never blocked", rail="never_block")
+    made = responder(store, Answering(never), mode="enforce")
+    assert carried_out(made, store, made.decide(incident()), 1) == ["refused"]
+    assert made.decide(incident()) == []
+
+
+def test_a_compromise_lengthens_the_block_that_guessing_earned(store: Store) -> None:
+    made = responder(store, Answering({}), mode="enforce")
+    carried_out(made, store, made.decide(incident()), 1)
+    graver = incident(kind="account_compromise", priority="critical", confidence=0.95)
+    [action] = [a for a in made.decide(graver) if a["state"] == "pending"]
+    assert (action["playbook"], action["ttl_s"]) == ("account-compromise", 86_400)
+
+
+def test_whoever_is_blocked_has_not_come_back(store: Store) -> None:
+    now_ns = time.time_ns()
+    made = responder(store, Answering({}), mode="enforce", clock=lambda: now_ns)
+    carried_out(made, store, made.decide(incident()), 1)
+    now_ns += 400 * SECOND  # past the playbook's cool-down, within the block
+    assert not [a for a in made.decide(incident(id="1" * 16)) if a["state"] == "pending"]
+    now_ns += 4000 * SECOND
+    [action] = made.decide(incident(id="2" * 16, end=rfc3339(now_ns)))
+    assert (action["state"], action["ttl_s"]) == ("pending", 7200)
+
+
+def test_a_source_that_an_operator_unblocked_is_blocked_anew_when_it_goes_on(store: Store) -> None:
+    now_ns = time.time_ns()
+    enforcer = Answering({})
+    made = responder(store, enforcer, mode="enforce", clock=lambda: now_ns)
+    carried_out(made, store, made.decide(incident()), 1)
+    now_ns += 400 * SECOND
+    assert carried_out(made, store, made.decide(incident()), 0) == []
+    enforcer.blocked = ()
+    assert made.decide(incident(end=rfc3339(now_ns))) == []
+    assert carried_out(made, store, [], 1) == ["lifted"]
+    [action] = made.decide(incident(end=rfc3339(now_ns)))
+    assert (action["state"], action["ttl_s"]) == ("pending", 3600)
+    assert carried_out(made, store, [action], 1) == ["done"]
+    assert [a["state"] for a in store.actions(target="203.0.113.7")] == ["lifted", "done"]
+
+
+def test_after_a_restart_it_waits_on_and_what_failed_is_asked_again(store: Store) -> None:
+    seen: set[str] = set()
+    asking: dict[str, Any] = {"mode": "enforce", "corroborated": lambda source: source in seen}
+    said = incident()
+    store.save_incident(said, {}, 1, 2, 3)
+    responder(store, **asking).decide(said)
+    made = responder(store, **asking)
+    made.resume()
+    assert made.due() == []
+    seen.add("203.0.113.7")
+    [again] = made.due()
+    assert made.decide(again)[0]["state"] == "pending"
+    after = responder(store, Answering({}), **asking)
+    after.resume()
+    assert carried_out(after, store, [], 1) == ["done"]
+
+
+def test_only_whom_it_waits_for_makes_an_incident_due(store: Store) -> None:
+    two = ["203.0.113.7", "203.0.113.8"]
+    said = incident(sources=two, blockable=two, findings=[{"blockable": two, "provenance": 1}])
+    made = responder(store, mode="enforce", corroborated=lambda source: source == two[0])
+    assert [a["state"] for a in made.decide(said)] == ["pending", "waiting"]
+    assert made.due() == []
+
+
+def test_what_waited_too_long_is_given_up_and_says_why(store: Store) -> None:
+    now_ns = time.time_ns()
+    made = responder(store, mode="enforce", corroborated=lambda source: False, clock=lambda: now_ns)
+    made.decide(incident())
+    now_ns += 700 * SECOND
+    [action] = made.decide(made.due()[0])
+    assert action["state"] == "skipped"
+    assert "old" in action["why"]
+    assert made.waiting == []
+
+
+def test_about_a_closed_incident_nothing_is_done(store: Store) -> None:
+    made = responder(store, mode="enforce", corroborated=lambda source: False)
+    made.decide(incident())
+    made.forget(incident()["id"])
+    assert made.waiting == []
+    assert made.decide(incident(status="closed")) == []
+
+
+def test_an_enforcer_that_is_away_is_asked_again(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enforcer = Enforcer(tmp_path / "no.sock")
+    asked = threading.Event()
+    call = enforcer.call
+    monkeypatch.setattr(enforcer, "call", lambda *a, **k: (asked.set(), call(*a, **k))[1])
+    made = responder(store, enforcer, mode="enforce")
     finished: list[dict[str, Any]] = []
 
     async def work() -> None:
@@ -99,13 +240,17 @@ def test_an_enforcer_that_is_away_is_asked_again(store: Store, tmp_path: Path) -
         made.submit(made.decide(incident()))
         async with asyncio.timeout(10):
             finished.append(await results.get())
-            made.retry_failed()
-            finished.append(await results.get())
+            for _ in range(3):
+                asked.clear()
+                made.retry_failed()
+                assert await asyncio.to_thread(asked.wait, 10)
         task.cancel()
+        assert results.empty()  # the same answer again is no news
 
     asyncio.run(work())
-    assert [a["state"] for a in finished] == ["failed", "failed"]
-    assert "is gatewatch-enforcer running?" in finished[0]["why"]
+    [failed] = finished
+    assert failed["state"] == "failed"
+    assert "is gatewatch-enforcer running?" in failed["why"]
     made.close()
 
 
