@@ -26,7 +26,7 @@ $(VENV)/.runtime: $(BIN)/python constraints.txt $(SOURCES)
 $(VENV)/.tools: $(BIN)/python constraints.txt pyproject.toml
 	@echo "installing what the tests need into $(VENV)"
 	@$(PIP) '.[dev,people]'
-	@touch $@
+	@touch $@ $(VENV)/.runtime
 
 venv: $(VENV)/.runtime ## make the environment alone
 

@@ -1,5 +1,6 @@
 """Build of the one compiled extension; without a C compiler the same files run uncompiled, and slower."""
 
+import os
 import sys
 
 from setuptools import Extension, setup
@@ -24,7 +25,7 @@ def extensions() -> list[Extension]:
         print("gatewatch: Cython is missing; the hot loops stay uncompiled", file=sys.stderr)
         return []
     return cythonize(
-        [Extension(name, [path], optional=True, extra_compile_args=["-O3"]) for name, path in HOT.items()],
+        [Extension(name, [path], optional=True, extra_compile_args=["-O2", "-g0"]) for name, path in HOT.items()],
         compiler_directives=DIRECTIVES,
         build_dir="build/cython",
     )
@@ -39,4 +40,8 @@ class BuildPackage(build_py):
         ]
 
 
-setup(ext_modules=extensions(), cmdclass={"build_py": BuildPackage})
+setup(
+    ext_modules=extensions(),
+    cmdclass={"build_py": BuildPackage},
+    options={"build_ext": {"parallel": os.cpu_count() or 1}},
+)

@@ -81,6 +81,7 @@ def fork(work: Callable[[], int], name: str, close: Iterable[socket.socket] = ()
         return pid
     status = 1
     try:
+        os.setpgid(0, 0)  # Ctrl-C is for the supervisor, which then ends its processes in order
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -260,7 +261,7 @@ def start_enforcer(state: Path, rails: Path, analyser: Identity) -> int:
     def unblock() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, preexec_fn=unblock).pid
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=unblock).pid
 
 
 def notify_systemd(message: str) -> None:
