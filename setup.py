@@ -25,7 +25,10 @@ def extensions() -> list[Extension]:
         print("gatewatch: Cython is missing; the hot loops stay uncompiled", file=sys.stderr)
         return []
     return cythonize(
-        [Extension(name, [path], optional=True, extra_compile_args=["-O2", "-g0"]) for name, path in HOT.items()],
+        [
+            Extension(name, [path], optional=True, extra_compile_args=["-O2", "-g0"])
+            for name, path in HOT.items()
+        ],
         compiler_directives=DIRECTIVES,
         build_dir="build/cython",
     )
