@@ -59,6 +59,7 @@ def test_an_upload_off_the_allow_list_is_told_with_both_ends_and_every_byte(lab:
             lab.inside("gateway"),
             socket.create_connection((destination, PORT), timeout=5) as connection,
         ):
+            own_port = connection.getsockname()[1]
             connection.sendall(b"x" * sent)
             connection.shutdown(socket.SHUT_WR)
             got = 0
@@ -66,19 +67,19 @@ def test_an_upload_off_the_allow_list_is_told_with_both_ends_and_every_byte(lab:
                 got += len(data)
             assert got == answered
 
-        def told() -> bool:
-            return any(
-                {sent, answered} <= set(finding["figures"].values())
-                for incident in watch.incidents("off_allowlist_egress")
-                for finding in incident["findings"]
-            )
+        def counted() -> bool:
+            listed = watch.listing("incidents", "list")
+            figures = [finding["figures"] for incident in listed for finding in incident["findings"]]
+            return [(f["bytes_out"], f["bytes_in"]) for f in figures] == [(sent, answered)]
 
-        wait_for("the bytes in the incident", told)
+        watch.wait_for_incident("off_allowlist_egress")
+        wait_for("every byte in the incident", counted)
         (incident,) = watch.incidents("off_allowlist_egress")
         assert incident["sources"] == [source]
         place = f"[{destination}]" if ":" in destination else destination
         assert incident["targets"] == [f"{place}:{PORT}/tcp"]
-        assert incident["findings"][0]["figures"]["port"] == PORT
+        figures = incident["findings"][0]["figures"]
+        assert (figures["source_port"], figures["port"]) == (own_port, PORT)
         assert watch.elements() == set()
 
 

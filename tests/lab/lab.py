@@ -311,10 +311,15 @@ class Lab:
         return self.run_in(host, **self.ssh_typed(user, passwords, *words, **where), check=False, limit_s=30)
 
     def fail(self, source: str, count: int, user: str = "root") -> None:
-        """So many wrong passwords (at most five) in one ssh connection from one of the attacker's addresses."""
+        """So many wrong passwords (at most five) in one ssh connection from one of the attacker's addresses.
+
+        A client that is dropped meanwhile waits for ever; it is ended after some seconds.
+        """
         assert 0 < count <= 5, "sshd ends a connection at the sixth"
-        said = self.ssh("attacker", user, [f"wrong-{n}" for n in range(count)], source=source)
-        assert said.returncode != 0
+        typed = self.ssh_typed(user, [f"wrong-{n}" for n in range(count)], source=source)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            said = self.run_in("attacker", **typed, check=False, limit_s=10)
+            assert said.returncode != 0
 
     def management_session(self) -> Session:
         """A long ssh session from the management host, opened with a key."""
@@ -337,11 +342,15 @@ class Lab:
     def gatewatch(
         self, arguments: Sequence[str | Path], *, check: bool = True, limit_s: float = 30.0
     ) -> Text:
-        """Gatewatch's command line on the gateway, to its end."""
+        """Gatewatch's command line on the gateway, to its end. Raises RuntimeError with what it said."""
         command = self.gatewatch_command(arguments)
-        return subprocess.run(
-            command, capture_output=True, text=True, check=check, timeout=limit_s, stdin=subprocess.DEVNULL
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=limit_s, stdin=subprocess.DEVNULL
         )
+        if check and done.returncode != 0:
+            said = done.stderr.strip() or done.stdout.strip()
+            raise RuntimeError(f"gatewatch {' '.join(map(str, arguments))}: exit {done.returncode}: {said}")
+        return done
 
 
 class Session:

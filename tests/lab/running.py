@@ -53,11 +53,13 @@ CONFIGURATION: dict[str, Any] = {
 class Gatewatch:
     """`with Gatewatch(lab) as watch:` runs the daemon in enforce mode until the block ends.
 
-    `configuration` replaces top-level keys of the configuration; `rails` is appended to the rails file.
+    `observe` runs it in observe mode. `configuration` replaces top-level keys of the configuration; `rails` is
+    appended to the rails file.
     """
 
-    def __init__(self, lab: Lab, *, rails: str = "", **configuration: Any) -> None:
+    def __init__(self, lab: Lab, *, observe: bool = False, rails: str = "", **configuration: Any) -> None:
         self.lab = lab
+        self.mode = "--observe" if observe else "--enforce"
         self.configuration = {**copy.deepcopy(CONFIGURATION), **configuration}
         self.folder = lab.folder / "gatewatch"
         self.state = self.folder / "state"
@@ -91,7 +93,7 @@ class Gatewatch:
     def start(self) -> None:
         """Start the daemon and wait until it watches."""
         command = self.lab.gatewatch_command(
-            ["run", "--config", self.config, "--enforce", "--state", self.state]
+            ["run", "--config", self.config, self.mode, "--state", self.state]
         )
         with open(self.output, "ab") as said:
             self.process = subprocess.Popen(
@@ -180,11 +182,13 @@ class Gatewatch:
         return address in self.elements()
 
     def elements(self) -> set[str]:
-        """The addresses in all sets of the gateway's nftables tables."""
+        """The addresses and networks in the sets of blocks of the gateway's kernel."""
         listed = json.loads(self.lab.run_in("gateway", ["nft", "-j", "list", "sets"]).stdout)
         found: set[str] = set()
         for item in listed["nftables"]:
-            for element in item.get("set", {}).get("elem", []):
+            if not item.get("set", {}).get("name", "").startswith("block"):
+                continue
+            for element in item["set"].get("elem", []):
                 value = element["elem"]["val"] if isinstance(element, dict) and "elem" in element else element
                 if isinstance(value, str):
                     found.add(value)
@@ -208,8 +212,7 @@ class Gatewatch:
 
     def kill_switch(self, what: str, *arguments: str, check: bool = True) -> Text:
         """`gatewatch kill-switch` on the gateway, to its end."""
-        command = self.kill_switch_command(what, *arguments)
-        return subprocess.run(command, capture_output=True, text=True, check=check, timeout=30)
+        return self.lab.gatewatch(["kill-switch", what, *arguments, "--state", self.state], check=check)
 
 
 def alive(pid: int) -> bool:
