@@ -36,7 +36,9 @@ from .supervisor import (
     fork,
     identity,
     listen,
+    lock,
     make_folder,
+    may_write,
     notify_systemd,
     start_enforcer,
 )
@@ -123,7 +125,10 @@ def _logs(config: Config, tell: Callable[[str], None]) -> tuple[LogSource, ...]:
 def _journal(config: Config, logs: tuple[LogSource, ...], tell: Callable[[str], None]) -> bool:
     chosen = config.collectors.journal.enabled
     has_auth_log = config.collectors.logs != "auto" or any(log.format == "sshd" for log in logs)
-    if chosen is False or (chosen == "auto" and has_auth_log):
+    if chosen is False:
+        tell("journal: off: collectors.journal.enabled is false; set it to auto or true")
+        return False
+    if chosen == "auto" and has_auth_log:
         return False
     from .collectors.journal import probe
 
@@ -136,6 +141,7 @@ def _journal(config: Config, logs: tuple[LogSource, ...], tell: Callable[[str], 
 def _interfaces(config: Config, root: bool, tell: Callable[[str], None]) -> tuple[str, ...]:
     packets = config.collectors.packets
     if packets.enabled is False:
+        tell("packets: off: collectors.packets.enabled is false; set it to auto or true")
         return ()
     if not root:
         tell("packets: off: capturing needs CAP_NET_RAW; start as root")
@@ -197,7 +203,6 @@ class Service:
         self._supervisor = Supervisor(say)
         self._packets: Process | None = None
         self._control: socket.socket | None = None
-        self._ready = False
 
     def run(self) -> int:
         """Starts everything and supervises it until SIGTERM or Ctrl-C."""
@@ -233,12 +238,25 @@ class Service:
         everyone = Identity(None, None)
         make_folder(self._state, everyone, 0o755)
         make_folder(self._state / "run", everyone, 0o755)
+        self._lock = lock(self._state / "run")
         make_folder(self._state / "analyser", self._analyser_id, 0o750)
         make_folder(self._state / "sinks", self._shipper_id, 0o750)
         for name in self._config.sinks:
             folder = self._config.sink_path(name).parent
             if not folder.exists():
                 make_folder(folder, self._shipper_id, 0o750)
+        if not may_write(self._state / "analyser", self._analyser_id):
+            raise GatewatchError(
+                f"{self._state}: cannot be reached by user id {self._analyser_id.uid}, as which the analyser runs",
+                remedy="name a folder with --state whose parents everybody may enter, such as /var/lib/gatewatch",
+            )
+        for name in self._config.sinks:
+            path = self._config.sink_path(name)
+            if not may_write(path if path.exists() else path.parent, self._shipper_id):
+                say(
+                    f"sink {name}: off: user id {self._shipper_id.uid}, as which the shipper runs, cannot write "
+                    f"{path}; let it, and the alerts that wait until then go there"
+                )
 
     def _await_enforcer(self) -> None:
         """The kernel's state is restored before anything else starts; a slow enforcer does not stop detection."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import grp
 import os
 import pwd
@@ -227,6 +228,54 @@ def make_folder(path: Path, owner: Identity, mode: int) -> None:
         ) from error
 
 
+def may_write(path: Path, who: Identity) -> bool:
+    """Whether a process of `who` can reach and write this file or folder; asked by becoming it, in a child."""
+    if who.uid is None or who.gid is None:
+        return os.access(path, os.W_OK)
+    pid = os.fork()
+    if pid == 0:
+        answer = 2
+        try:
+            os.setgroups(who.groups)
+            os.setgid(who.gid)
+            os.setuid(who.uid)
+            answer = 0 if os.access(path, os.W_OK) else 1
+        finally:
+            os._exit(answer)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def lock(folder: Path, patience_s: float = 3.0) -> int:
+    """Takes the folder for this service and its children; the descriptor holds it for as long as any of them lives.
+
+    Waits a little for those of a service that was just killed. Raises GatewatchError where another one works here.
+    """
+    path = folder / "lock"
+    limit = time.monotonic() + patience_s
+    try:
+        held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise GatewatchError(
+            f"{path}: {error.strerror}", remedy="name another folder with --state"
+        ) from error
+    while True:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < limit:
+                time.sleep(0.02)
+                continue
+            holder = os.pread(held, 20, 0).decode("ascii", "replace").strip()
+            os.close(held)
+            raise GatewatchError(
+                f"{folder.parent}: another `gatewatch run` works here (process {holder})",
+                remedy="stop it, or name another folder with --state",
+            ) from None
+        os.ftruncate(held, 0)
+        os.pwrite(held, b"%d\n" % os.getpid(), 0)
+        return held
+
+
 def listen(path: Path, mode: int) -> socket.socket:
     """A listening Unix stream socket, made before privileges are dropped and handed to who serves it."""
     with contextlib.suppress(FileNotFoundError):
@@ -236,7 +285,7 @@ def listen(path: Path, mode: int) -> socket.socket:
         made.bind(str(path))
     except OSError as error:
         raise GatewatchError(
-            f"{path}: cannot listen here ({error.strerror})", remedy="choose a shorter --state path"
+            f"{path}: cannot listen here ({error.strerror or error})", remedy="choose a shorter --state path"
         ) from error
     path.chmod(mode)
     made.listen(64)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from gatewatch.daemon.errors import GatewatchError
+from gatewatch.daemon.supervisor import Identity, listen, lock, make_folder, may_write
 
 PROGRAM = """
 import os, signal, sys
@@ -88,3 +90,35 @@ def test_a_process_that_fails_says_why_in_one_line() -> None:
         process.terminate()
         assert any("gatewatch broken: ZeroDivisionError" in line for line in lines)
         assert not any("Traceback" in line for line in lines)
+
+
+def test_a_folder_in_which_another_service_works_is_refused_until_all_of_it_is_gone(tmp_path: Path) -> None:
+    held = lock(tmp_path)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(write)
+        os.read(read, 1)
+        os._exit(0)
+    os.close(read)
+    os.close(held)
+    with pytest.raises(GatewatchError, match=rf"another .* works here \(process {os.getpid()}\)"):
+        lock(tmp_path, 0.1)
+    os.close(write)
+    os.waitpid(child, 0)
+    os.close(lock(tmp_path, 0.1))
+
+
+def test_a_path_that_is_too_long_for_a_socket_is_said_to_be(tmp_path: Path) -> None:
+    with pytest.raises(GatewatchError, match=r"too long\); choose a shorter --state path"):
+        listen(tmp_path / ("x" * 120), 0o600)
+
+
+def test_whether_another_user_can_write_is_asked_by_becoming_it(tmp_path: Path, root: None) -> None:
+    other = Identity(61_999, 61_999)
+    inner = tmp_path / "closed" / "inner"
+    make_folder(inner, other, 0o700)
+    (tmp_path / "closed").chmod(0o700)
+    assert not may_write(inner, other)
+    assert may_write(Path("/dev/null"), other)
+    assert may_write(inner, Identity(None, None))
