@@ -56,12 +56,14 @@ PREAUTH = 16
 
 PAM_ERRORS = (
     (b"Authentication failure", Outcome.PAM_FAILURE),
+    (b"authentication error", Outcome.PAM_FAILURE),
+    (b"Authentication failed", Outcome.PAM_FAILURE),
     (b"User not known to the underlying authentication module", Outcome.PAM_FAILURE),
     (b"Permission denied", Outcome.PAM_FAILURE),
     (b"User account has expired", Outcome.OTHER),
     (b"Authentication token expired", Outcome.OTHER),
 )
-"""What `pam_strerror` says (libpam, pam_strerror.c) and sshd repeats, of an attempt that it also logs itself."""
+"""What `pam_strerror` of Linux-PAM, OpenPAM and Solaris says, and sshd repeats beside its own line."""
 
 # Messages that say nothing of a login, or nothing that another line does not say as well.
 SSHD_QUIET = (
