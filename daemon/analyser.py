@@ -409,6 +409,7 @@ class Analyser:
             "packets_seen": self._detection.packets_seen,
             "flows": self._detection.flows_seen,
             "sinks": self.store.lags(self.parts.config.sinks),
+            "problems": dict(self._outbox.problems),
         }
 
     def _command(self, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 
 from .errors import StoreError
-from .incidents import action_document
+from .incidents import PRIORITIES, action_document
 
 SCHEMA_VERSION = 1
 SCHEMA = """
@@ -278,6 +278,15 @@ class Store:
             | ({"note": note} if note else {})
             for id_, state, note, document in rows
         ]
+
+    def open_by_priority(self) -> dict[str, int]:
+        """How many incidents of each priority are open. Raises StoreError."""
+        query = "SELECT json_extract(document, '$.priority'), count(*) FROM incidents WHERE status = 'open' GROUP BY 1"
+        try:
+            counts = dict(self._db.execute(query))
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.path}: {error}") from error
+        return {priority: counts[priority] for priority in PRIORITIES if priority in counts}
 
     def save_action(self, action: Mapping[str, Any]) -> bool:
         """A decision and what became of it, keyed by its id. True where it was not known in that state."""

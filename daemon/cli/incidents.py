@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from typing import Annotated, Any
 
@@ -117,7 +118,7 @@ def explained(incident: dict[str, Any]) -> list[str]:
         lines.append(f"  note: {incident['note']}")
     for finding in incident["findings"]:
         figures = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in finding["figures"].items())
-        lines.append(f"  {finding['time']}  {finding['kind']}: {figures}")
+        lines.append(f"  {seconds(finding['time'])}  {finding['kind']}: {figures}")
         if finding["threshold"]:
             lines.append(f"    raised at: {finding['threshold']}")
         if finding["baseline"]:
@@ -125,12 +126,33 @@ def explained(incident: dict[str, Any]) -> list[str]:
         if finding["techniques"]:
             lines.append(f"    ATT&CK: {', '.join(finding['techniques'])}")
         if finding["lines"]:
-            lines.append(f"    lines: {', '.join(map(str, finding['lines']))}")
+            lines.append(f"    lines or frames: {ranges(finding['lines'])}")
         lines += [f"    | {sample}" for sample in finding["samples"]]
     lines += [
-        f"  {a['time']}  {a['action']} {a['target']}: {a['state']}, {a['why']} (playbook {a['playbook']})"
+        f"  {seconds(a['time'])}  {a['action']} {a['target']}: {a['state']}, {a['why']} (playbook {a['playbook']})"
         for a in incident["actions"]
     ]
     if not incident["actions"]:
         lines.append("  nothing was done about it")
+    if incident["status"] != "closed":
+        about = incident["blockable"][:1] or incident["sources"][:1] or incident["users"][:1]
+        lines += [f"  next: gatewatch explain {shlex.quote(name)}" for name in about]
+        lines.append(f"  when it is over: gatewatch incidents close {incident['id']} --note TEXT")
     return lines
+
+
+def seconds(time: str) -> str:
+    """An RFC 3339 time without fractions of a second."""
+    whole, dot, _ = time.partition(".")
+    return f"{whole}Z" if dot else time
+
+
+def ranges(numbers: list[int]) -> str:
+    """`1-4, 7`: numbers in their order, runs in short."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ", ".join("-".join(map(str, run)) for run in runs)

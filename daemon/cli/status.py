@@ -29,7 +29,8 @@ def status(config: ConfigOption = None, state: StateOption = None, as_json: Json
     else:
         for line in as_text(found):
             print(printable(line))
-    if found["analyser"] != "running":
+    enforces = found["health"] and found["health"]["mode"] == "enforce"
+    if found["analyser"] != "running" or (enforces and found["enforcer"] != "running"):
         raise typer.Exit(1)
 
 
@@ -46,8 +47,7 @@ def analyser(settings: Config) -> dict[str, Any]:
     with contextlib.suppress(GatewatchError):
         store = Store.open_readonly(store_path(settings))
         found["health"] = found["health"] or store.get("health")
-        for incident in store.incidents(status="open", limit=100_000):
-            found["incidents"][incident["priority"]] = found["incidents"].get(incident["priority"], 0) + 1
+        found["incidents"] = store.open_by_priority()
     if found["health"]:
         found["health"].pop("ok", None)
     return found
@@ -58,6 +58,8 @@ def enforcer(path: Path) -> dict[str, Any]:
     from ..enforcer.client import Enforcer
     from ..errors import GatewatchError
 
+    if not path.exists():
+        return {"enforcer": "not running; it needs root and a rails file", "response": None}
     try:
         return {"enforcer": "running", "response": Enforcer(path).status()}
     except GatewatchError as error:
@@ -65,26 +67,56 @@ def enforcer(path: Path) -> dict[str, Any]:
 
 
 def as_text(found: dict[str, Any]) -> list[str]:
-    health, response = found["health"], found["response"]
-    lines = [f"analyser   {found['analyser']}" + (f", {health['mode']} mode" if health else "")]
+    """The same for people."""
+    health = found["health"]
+    lines = [f"analyser   {found['analyser']}"]
     if health:
-        for log in health["logs"]:
-            said = log["problem"] or f"{log['lines']:,} lines, {log['unparsed']:,} not understood"
-            lines.append(f"  log      {log['path']} ({log['format'] or 'format not seen yet'}): {said}")
-        if health["packets"] is None:
-            lines.append("  packets  off")
-        else:
-            counters = health["packets"]
-            dropped = counters.get("dropped_kernel", 0) + counters.get("dropped_ring", 0)
-            lines.append(
-                f"  packets  {health['packets_seen']:,} seen, {dropped:,} dropped, {health['flows']:,} flow records"
-            )
+        lines[0] += f", {health['mode']} mode, since {health['started']}"
+        if found["analyser"] != "running":
+            lines[0] += f"; what follows it said at {health['time']}"
+        lines += _inputs(health)
         for sink, lag in health["sinks"].items():
-            lines.append(f"  sink     {sink}: {lag:,} to deliver")
+            problem = health.get("problems", {}).get(sink)
+            said = f"{lag:,} alerts to deliver" if lag else "all delivered"
+            lines.append(f"  sink     {sink}: {said}{f'; {problem}' if problem else ''}")
     counts = ", ".join(f"{n} {p}" for p, n in found["incidents"].items()) or "none"
     lines.append(f"incidents  open: {counts}")
-    lines.append(f"enforcer   {found['enforcer']}")
-    if response:
-        shown = {k: v for k, v in response.items() if k not in ("ok", "endpoints")}
-        lines += [f"  {k.replace('_', ' ')}: {v}" for k, v in shown.items()]
+    return lines + _response(found["enforcer"], found["response"])
+
+
+def _inputs(health: dict[str, Any]) -> list[str]:
+    lines = []
+    for log in health["logs"]:
+        said = log["problem"] or f"{log['lines']:,} lines, {log['unparsed']:,} not understood"
+        last = f", the last at {log['last']}" if log["last"] else ""
+        lines.append(f"  log      {log['path']} ({log['format'] or 'format not seen yet'}): {said}{last}")
+    counters = health["packets"]
+    if counters is None:
+        lines.append("  packets  off")
+    else:
+        dropped = counters.get("dropped_kernel", 0) + counters.get("dropped_ring", 0)
+        lines.append(
+            f"  packets  {health['packets_seen']:,} seen, {dropped:,} dropped, {health['flows']:,} flow records"
+        )
+    if health.get("faults"):
+        lines.append(
+            f"  faults   {health['faults']:,} pieces of input were not judged; see the daemon's output"
+        )
+    return lines
+
+
+def _response(enforcer: str, response: dict[str, Any] | None) -> list[str]:
+    if response is None:
+        return [f"enforcer   {enforcer}"]
+    cut = ", ".join(str(kill["endpoint"]) for kill in response["kills"])
+    lines = [
+        f"enforcer   {enforcer}, {response['blocks']:,} blocks in force",
+        f"  kill switch  {f'ENGAGED for {cut}' if cut else 'released'}",
+    ]
+    if response.get("break_glass"):
+        lines.append("  kill switch  the break-glass rules are loaded; see `gatewatch kill-switch status`")
+    if response.get("differs"):
+        lines.append("  kill switch  the kernel differs from the journal; see `gatewatch kill-switch status`")
+    if not response["journal"]["intact"]:
+        lines.append(f"  journal  damaged: {response['journal']['note']}; run `gatewatch audit verify`")
     return lines
