@@ -37,7 +37,7 @@ async def serve_commands(
                 line = await asyncio.wait_for(reader.readline(), PATIENCE_S)
                 request = json.loads(line)
                 made = answer(request) if isinstance(request, dict) else {"ok": False, "error": "no object"}
-        except (ValueError, TimeoutError, GatewatchError) as error:
+        except (ValueError, RecursionError, TimeoutError, OSError, GatewatchError) as error:
             made = {"ok": False, "error": str(error) or "no request in time"}
         try:
             writer.write(json.dumps(made).encode() + b"\n")

@@ -215,7 +215,9 @@ class Service:
         if self._plan.interfaces:
             say(f"captures on {', '.join(self._plan.interfaces)}")
         if not (self._plan.logs or self._plan.journal or self._plan.interfaces):
-            say("nothing to watch on this machine; `make demo` shows what Gatewatch does (root)")
+            say("nothing to watch on this machine as this user")
+        if not (self._plan.interfaces and (self._plan.logs or self._plan.journal)):
+            say("`make demo` (as root) shows all of Gatewatch at work, in network namespaces of its own")
         self._commands = listen(self._state / "run" / "analyser.sock", 0o666)
         self._outbox = listen(self._state / "run" / "outbox.sock", 0o666)
         if self._plan.enforcer:

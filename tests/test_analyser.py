@@ -199,7 +199,9 @@ def test_an_operator_acknowledges_and_closes_an_incident(running: Running, data:
         ask(running.commands, {"do": "close", "incident": "none"})
 
 
-@pytest.mark.parametrize("request_", [b"", b"\n", b"{", b"[]\n", b'{"do": 7}\n', b"x" * 70_000 + b"\n"])
+@pytest.mark.parametrize(
+    "request_", [b"", b"\n", b"{", b"[]\n", b'{"do": 7}\n', b"x" * 70_000 + b"\n", b"[" * 60_000 + b"\n"]
+)
 def test_a_bad_command_harms_nothing(running: Running, request_: bytes) -> None:
     running.start()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:

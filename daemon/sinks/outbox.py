@@ -13,12 +13,12 @@ import asyncio
 import os
 import socket
 import sqlite3
-import struct
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
 
+from ..control import peer_uid
 from ..errors import StoreError
 from .contract import LARGEST_DOCUMENT, WINDOW
 
@@ -117,8 +117,8 @@ class OutboxServer:
                     self._say(f"outbox: cannot accept ({error.strerror})")
                     await asyncio.sleep(_ACCEPT_PAUSE_S)
                     continue
-                if _uid(peer) not in self._allowed:
-                    self._say(f"outbox: refused user {_uid(peer)}")
+                if peer_uid(peer) not in self._allowed:
+                    self._say(f"outbox: refused user {peer_uid(peer)}")
                     peer.close()
                     continue
                 await self._drop()
@@ -261,9 +261,3 @@ async def _knock(listening: socket.socket) -> None:
         await knocked.wait()
     finally:
         loop.remove_reader(listening)
-
-
-def _uid(peer: socket.socket) -> int:
-    """The user at the other end, by SO_PEERCRED (unix(7))."""
-    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    return int(struct.unpack("3i", credentials)[1])
