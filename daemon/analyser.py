@@ -284,9 +284,10 @@ class Analyser:
         self._outbox.notify()
 
     def _complain(self, error: StoreError) -> None:
-        if self._trouble != str(error):
-            self._trouble = str(error)
-            self.parts.say(f"not saved, and tried again: {error}")
+        trouble = f"not saved, and tried again: {error}"
+        if self._trouble != trouble:
+            self._trouble = trouble
+            self.parts.say(trouble)
 
     def _save(self, incident: Incident, *, tell: bool) -> list[dict[str, Any]]:
         now_ns = time.time_ns()
@@ -405,6 +406,7 @@ class Analyser:
             "logs": [feed.health() for feed in self.feeds.values()],
             "packets": None if self._packets is None else dict(self._packets.counters()),
             "faults": self._faults,
+            "trouble": self._trouble,
             "auth_events": self._detection.auth_events,
             "packets_seen": self._detection.packets_seen,
             "flows": self._detection.flows_seen,

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from gatewatch.daemon.cli import main
-from gatewatch.daemon.cli.incidents import explained, ranges, seconds
+from gatewatch.daemon.cli.incidents import explained, ranges
+from gatewatch.daemon.cli.output import seconds
 from gatewatch.daemon.cli.status import as_text
 from gatewatch.daemon.incidents import Correlator
 from gatewatch.daemon.store import Store
@@ -50,6 +51,7 @@ def health(**more: Any) -> dict[str, Any]:
         "sinks": {"alerts": 0, "siem": 1500},
         "problems": {"siem": "connection refused"},
         "faults": 2,
+        "trouble": "not saved: the disk is full",
     }
     return values | more
 
@@ -72,6 +74,7 @@ def test_status_says_what_works_and_what_does_not() -> None:
         "  log      /a (sshd): 1,200 lines, 3 not understood",
         "  log      /b (format not seen yet): off: none",
         "  packets  off",
+        "  store    not saved: the disk is full",
         "  faults   2 pieces of input were not judged; see the daemon's output",
         "  sink     alerts: all delivered",
         "  sink     siem: 1,500 alerts to deliver; connection refused",

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .options import ConfigOption, JsonOption, StateOption, load_config, store_path
-from .output import emit, json_line, printable
+from .output import emit, json_line, printable, seconds
 
 SinceOption = Annotated[str, typer.Option("--since", metavar="AGE", help="How far back: 90s, 30m, 24h, 7d.")]
 NoteOption = Annotated[str, typer.Option("--note", help="Why; kept with the incident.")]
@@ -139,12 +139,6 @@ def explained(incident: dict[str, Any]) -> list[str]:
         lines += [f"  next: gatewatch explain {shlex.quote(name)}" for name in about]
         lines.append(f"  when it is over: gatewatch incidents close {incident['id']} --note TEXT")
     return lines
-
-
-def seconds(time: str) -> str:
-    """An RFC 3339 time without fractions of a second."""
-    whole, dot, _ = time.partition(".")
-    return f"{whole}Z" if dot else time
 
 
 def ranges(numbers: list[int]) -> str:

@@ -113,6 +113,12 @@ def cell(value: Any) -> str:
     return printable(str(value))
 
 
+def seconds(time: str) -> str:
+    """An RFC 3339 time without fractions of a second."""
+    whole, dot, _ = time.partition(".")
+    return f"{whole}Z" if dot else time
+
+
 def say(text: str) -> None:
     """A remark for people, on standard error."""
     print(printable(text), file=sys.stderr)

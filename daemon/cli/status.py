@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from .options import ConfigOption, JsonOption, StateOption, load_config, socket_path, store_path
-from .output import json_line, printable
+from .output import json_line, printable, seconds
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,9 +71,9 @@ def as_text(found: dict[str, Any]) -> list[str]:
     health = found["health"]
     lines = [f"analyser   {found['analyser']}"]
     if health:
-        lines[0] += f", {health['mode']} mode, since {health['started']}"
+        lines[0] += f", {health['mode']} mode, since {seconds(health['started'])}"
         if found["analyser"] != "running":
-            lines[0] += f"; what follows it said at {health['time']}"
+            lines[0] += f"; what follows it said at {seconds(health['time'])}"
         lines += _inputs(health)
         for sink, lag in health["sinks"].items():
             problem = health.get("problems", {}).get(sink)
@@ -88,7 +88,7 @@ def _inputs(health: dict[str, Any]) -> list[str]:
     lines = []
     for log in health["logs"]:
         said = log["problem"] or f"{log['lines']:,} lines, {log['unparsed']:,} not understood"
-        last = f", the last at {log['last']}" if log["last"] else ""
+        last = f", the last at {seconds(log['last'])}" if log["last"] else ""
         lines.append(f"  log      {log['path']} ({log['format'] or 'format not seen yet'}): {said}{last}")
     counters = health["packets"]
     if counters is None:
@@ -98,6 +98,8 @@ def _inputs(health: dict[str, Any]) -> list[str]:
         lines.append(
             f"  packets  {health['packets_seen']:,} seen, {dropped:,} dropped, {health['flows']:,} flow records"
         )
+    if health.get("trouble"):
+        lines.append(f"  store    {health['trouble']}")
     if health.get("faults"):
         lines.append(
             f"  faults   {health['faults']:,} pieces of input were not judged; see the daemon's output"
