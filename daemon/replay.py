@@ -64,7 +64,8 @@ class Replay:
         self._format = format
         self._chunk_bytes = chunk_bytes
         self._chunk_packets = chunk_packets
-        self._ended: list[Incident] = []
+        self._ended: dict[str, Incident] = {}
+        self._correlator.recall = lambda incident: self._ended.pop(incident, None)
         self.summary = Summary()
 
     def read(self, path: str, progress: Progress = lambda done, total: None) -> None:
@@ -76,14 +77,14 @@ class Replay:
 
     def incidents(self) -> list[dict[str, Any]]:
         """Everything found so far, in the order of its beginning."""
-        found = [*self._ended, *self._correlator.open_incidents]
+        found = [*self._ended.values(), *self._correlator.open_incidents]
         found.sort(key=lambda i: (i.start_ns, i.id))
         return [i.document() | {"revision": 1, "status": "open", "actions": []} for i in found]
 
     def _apply(self, findings: list[Any]) -> None:
         if findings:
             self._correlator.apply(findings)
-            self._ended += self._correlator.expire()
+            self._ended |= {i.id: i for i in self._correlator.expire()}
 
     def _read_log(self, path: str, progress: Progress) -> None:
         parser = None

@@ -261,15 +261,24 @@ class Store:
         return None if row is None else (json.loads(row[0]), bool(row[1]))
 
     def incidents(
-        self, *, since_ns: int = 0, status: str | None = None, incident: str | None = None, limit: int = 1000
+        self,
+        *,
+        since_ns: int = 0,
+        status: str | None = None,
+        incident: str | None = None,
+        limit: int = 1000,
+        gravest_first: bool = False,
     ) -> list[dict[str, Any]]:
         """Incidents as users see them, the newest first, each with its status, note and actions.
 
-        `incident` is an id or the beginning of one.
+        `incident` is an id or the beginning of one. `gravest_first` sorts by priority, then the newest first, so
+        that a flood of lesser ones does not push out a grave one.
         """
+        grave = " ".join(f"WHEN '{priority}' THEN {n}" for n, priority in enumerate(PRIORITIES))
+        order = f"CASE json_extract(document, '$.priority') {grave} END, " if gravest_first else ""
         rows = self._db.execute(
             "SELECT id, status, note, document FROM incidents WHERE end_ns >= ? AND (? IS NULL OR status = ?) "
-            "AND (? IS NULL OR substr(id, 1, length(?)) = ?) ORDER BY end_ns DESC LIMIT ?",
+            f"AND (? IS NULL OR substr(id, 1, length(?)) = ?) ORDER BY {order}end_ns DESC LIMIT ?",
             (since_ns, status, status, incident, incident, incident, limit),
         ).fetchall()
         return [

@@ -146,9 +146,16 @@ class Supervisor:
         return 0
 
     def _start(self, process: Process) -> None:
-        process.pid = process.start()
         process.started = time.monotonic()
-        process.due = 0.0
+        try:
+            process.pid = process.start()
+        except OSError as error:  # no process, memory or descriptor left at this moment
+            process.due = process.started + RESTART_S[-1]
+            self._say(
+                f"{process.name} cannot be started ({error.strerror}); tries again in {RESTART_S[-1]:g} s"
+            )
+        else:
+            process.due = 0.0
 
     def _wait(self, on_reload: Callable[[], None]) -> None:
         dues = [p.due for p in self._processes if p.due]

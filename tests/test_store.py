@@ -115,6 +115,14 @@ def test_pruning_keeps_what_a_sink_still_lacks(store: Store) -> None:
     assert [r.key for r in store.pending("s", 10)] == ["k2", "k3"]
 
 
+def test_a_flood_of_lesser_incidents_does_not_push_out_a_grave_one(store: Store) -> None:
+    for n, priority in enumerate(["critical", "low", "medium", "low", "low"]):
+        store.save_incident({"id": str(n), "priority": priority}, {}, n, n, n)
+    assert [i["id"] for i in store.incidents(limit=3, gravest_first=True)] == ["0", "2", "4"]
+    assert [i["id"] for i in store.incidents(limit=2)] == ["4", "3"]
+    assert store.open_by_priority() == {"critical": 1, "medium": 1, "low": 3}
+
+
 def test_pruning_without_a_sink_forgets_what_nobody_will_fetch(store: Store) -> None:
     store.add_to_outbox("old", DOCUMENT, 1)
     store.add_to_outbox("new", DOCUMENT, 2000)

@@ -92,6 +92,29 @@ def test_a_process_that_fails_says_why_in_one_line() -> None:
         assert not any("Traceback" in line for line in lines)
 
 
+SCARCE = """
+import errno, os, signal, sys
+from gatewatch.daemon import supervisor
+supervisor.RESTART_S = (0.01,)
+attempts = []
+def start():
+    attempts.append(1)
+    if len(attempts) < 3:
+        raise OSError(errno.EAGAIN, 'Resource temporarily unavailable')
+    os.kill(os.getpid(), signal.SIGTERM)
+    return supervisor.fork(lambda: 0, 'late')
+made = supervisor.Supervisor(lambda text: print(text, flush=True))
+made.add('late', start)
+sys.exit(made.run(lambda: None, lambda process: None))
+"""
+
+
+def test_a_process_that_cannot_be_started_now_is_started_later() -> None:
+    done = subprocess.run([sys.executable, "-c", SCARCE], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("late cannot be started (Resource temporarily unavailable)") == 2
+
+
 def test_a_folder_in_which_another_service_works_is_refused_until_all_of_it_is_gone(tmp_path: Path) -> None:
     held = lock(tmp_path)
     read, write = os.pipe()

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .options import ConfigOption, JsonOption, StateOption, load_config, store_path
-from .output import emit, json_line, printable, seconds
+from .output import emit, json_line, printable, say, seconds
 
 SinceOption = Annotated[str, typer.Option("--since", metavar="AGE", help="How far back: 90s, 30m, 24h, 7d.")]
 NoteOption = Annotated[str, typer.Option("--note", help="Why; kept with the incident.")]
@@ -37,7 +37,6 @@ def list_(
     """List incidents, the gravest first, then the newest."""
     from ...config.values import parse_duration
     from ..errors import UsageError
-    from ..incidents import PRIORITIES
     from ..store import Store
 
     if status not in (None, "open", "acknowledged", "closed"):
@@ -47,10 +46,11 @@ def list_(
     except ValueError as error:
         raise UsageError(f"--since {since}: {error}") from error
     store = Store.open_readonly(store_path(load_config(config, state)))
-    found = store.incidents(since_ns=since_ns, status=status, limit=limit)
-    found.sort(key=lambda i: PRIORITIES.index(i["priority"]))
-    if not emit(found, as_json, COLUMNS) and not as_json:
+    found = store.incidents(since_ns=since_ns, status=status, limit=limit + 1, gravest_first=True)
+    if not emit(found[:limit], as_json, COLUMNS) and not as_json:
         print(f"no incidents in the last {since}")
+    if len(found) > limit:
+        say(f"only the first {limit} are shown; --limit shows more")
 
 
 def show(
