@@ -14,26 +14,22 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from ..config.schema import Config
 from ..detectors.finding import Finding
 from ..playbooks.engine import Engine
-from ..playbooks.schema import Playbook
 from . import recovery
 from .assembly import build_correlator, build_detection, parser_options, provenance_of
 from .collectors.shared import PacketSource
 from .control import serve_commands
 from .detection import Detection
 from .enforcer.client import Enforcer, socket_path
-from .enforcer.rails import Rails
 from .errors import GatewatchError, StoreError
 from .events import NS_PER_S, rfc3339
 from .feeds import Feed, JournalFeed, LogFeed, Reading
 from .incidents import MOST_OPEN, Change, Incident, action_document
+from .parts import Parts
 from .response import Responder
 from .sinks.outbox import OutboxServer
 from .store import Store
@@ -44,38 +40,6 @@ DIRTY_S = 1.0
 HEALTH_S = 5.0
 PRUNE_S = 86_400.0
 DAY_NS = 86_400 * NS_PER_S
-
-
-@dataclass(frozen=True, slots=True)
-class LogSource:
-    """One log to follow. `format` None: seen from its first lines."""
-
-    path: Path
-    format: str | None = None
-    trusted: bool = False
-    timezone: str = "local"
-    year: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What the service hands to the analyser."""
-
-    config: Config
-    rails: Rails | None
-    state: Path
-    mode: str
-    playbooks: tuple[Playbook, ...]
-    logs: tuple[LogSource, ...]
-    journal_units: tuple[str, ...]  # empty: the journal is not followed
-    local: tuple[str, ...]
-    control: socket.socket  # from the service: a new packet worker's socket with each message
-    commands: socket.socket  # listening, for the command line
-    outbox: socket.socket  # listening, for the shipper
-    shipper_uid: int
-    watches_packets: bool
-    enforces: bool
-    say: Callable[[str], None]
 
 
 class Analyser:

@@ -19,7 +19,7 @@ from ..config.schema import Config
 from ..playbooks.loader import load_playbooks
 from ..playbooks.schema import Playbook
 from . import sandbox
-from .analyser import LogSource, Parts, run_analyser
+from .analyser import run_analyser
 from .assembly import load_rails
 from .cli.output import printable
 from .collectors.worker import WorkerOptions, run_worker
@@ -27,6 +27,7 @@ from .enforcer.host import own_addresses
 from .enforcer.rails import Rails
 from .errors import ConfigError, GatewatchError
 from .events import rfc3339
+from .parts import LogSource, Parts
 from .sinks import jsonl  # noqa: F401 - the shipper has no right to read our files once it runs
 from .sinks.shipper import run_shipper
 from .supervisor import (

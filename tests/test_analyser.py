@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 from gatewatch.config.loader import load
-from gatewatch.daemon.analyser import LogSource, Parts, run_analyser
+from gatewatch.daemon.analyser import run_analyser
 from gatewatch.daemon.control import ask
 from gatewatch.daemon.errors import GatewatchError
+from gatewatch.daemon.parts import LogSource, Parts
 from gatewatch.daemon.replay import Replay
 from gatewatch.daemon.store import Store
 from gatewatch.daemon.supervisor import listen

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 from gatewatch.config.loader import load
-from gatewatch.daemon.analyser import Analyser, LogSource, Parts
+from gatewatch.daemon.analyser import Analyser
 from gatewatch.daemon.errors import InputError
+from gatewatch.daemon.parts import LogSource, Parts
 from gatewatch.detectors.finding import Finding, finding_id
 from gatewatch.playbooks.loader import load_playbooks
 
