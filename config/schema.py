@@ -200,7 +200,10 @@ class Store(Options):
     """The database."""
 
     retention_days: int = Field(
-        default=90, ge=1, le=36_500, description="Closed incidents are kept for so many days."
+        default=90,
+        ge=1,
+        le=36_500,
+        description="Incidents, actions and delivered alerts are kept for so many days after they last changed.",
     )
     snapshot_s: int = Field(
         default=30, ge=1, le=3600, description="Seconds between two snapshots of what the detectors remember."
