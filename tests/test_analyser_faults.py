@@ -253,3 +253,23 @@ def test_a_ring_that_was_corrupted_is_left(rig: Rig) -> None:
         assert "corrupted" in rig.said[-1]
 
     asyncio.run(work())
+
+
+def test_what_is_older_than_the_retention_is_forgotten_soon_after_the_start(rig: Rig) -> None:
+    async def work() -> None:
+        analyser = rig.analyser()
+        kept_ns = analyser.parts.config.store.retention_days * 86_400 * SECOND
+        with analyser.store.transaction():
+            for name, age_ns in (("old", kept_ns + 60 * SECOND), ("new", kept_ns - 60 * SECOND)):
+                changed_ns = time.time_ns() - age_ns
+                analyser.store.save_incident(
+                    {"id": name, "priority": "high"}, {}, changed_ns, changed_ns, changed_ns
+                )
+        tick = asyncio.ensure_future(analyser._tick())
+        async with asyncio.timeout(30):
+            while len(analyser.store.incidents()) > 1:
+                await asyncio.wait([tick], timeout=0.05)
+        tick.cancel()
+        assert [i["id"] for i in analyser.store.incidents()] == ["new"]
+
+    asyncio.run(work())
