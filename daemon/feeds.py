@@ -190,7 +190,6 @@ class JournalFeed:
 
     def __init__(self, units: Sequence[str], options: OptionsFor, say: Say) -> None:
         self._units = units
-        self._say = say
         self._counts = _Counts("journal", say)
         self._cursor: str | None = None
         self._parsers = {

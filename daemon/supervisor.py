@@ -26,7 +26,6 @@ from .errors import GatewatchError
 RESTART_S = (0.1, 0.5, 1.0, 2.0, 5.0)
 """How long to wait before starting a process again, by how often it died young in a row."""
 YOUNG_S = 10.0
-LOG_GROUPS = ("adm", "systemd-journal")
 FIRST_FREE_UID = 61_901
 """Users without an account, from the range that systemd gives to dynamic users (61184 to 65519)."""
 SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
