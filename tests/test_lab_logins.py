@@ -101,11 +101,12 @@ def test_a_forged_forwarding_header_accuses_nobody_but_its_sender(lab: Lab) -> N
     victim = HOSTS["client"].more[0]
     forged = ["-H", f"X-Forwarded-For: {victim}"]
     with Gatewatch(lab) as watch:
-        for address in (GATEWAY, BALANCER):
-            for _ in range(30):
-                lab.run_in(
-                    "attacker", ["curl", "-s", "-m", "1", *forged, f"http://{address}/v1/models"], check=False
-                )
+        ask = ["curl", "-s", "-m", "1", *forged]
+        for _ in range(30):
+            if not watch.in_kernel(ATTACKER):
+                lab.run_in("attacker", [*ask, f"http://{GATEWAY}/v1/models"], check=False)
+        for _ in range(30):
+            lab.run_in("attacker", [*ask, f"http://{BALANCER}/v1/models"], check=False)
         watch.wait_for_block(ATTACKER)
         assert all(victim not in i["sources"] for i in watch.alerts() if i["event"] == "incident")
         assert watch.elements() == {ATTACKER}

@@ -51,6 +51,7 @@ TOOLS = {
     "rsyslogd": "rsyslog",
     "nft": "nftables",
     "hydra": "hydra",
+    "curl": "curl",
 }
 """Programs that the lab needs, and the Debian package of each."""
 
