@@ -23,7 +23,7 @@ from .store import Store
 MOST_WAITING = 1000
 """How many incidents wait for corroboration or for the enforcer; the oldest is given up, and said so."""
 STATES = {"act": "pending", "would": "would", "wait": "waiting", "skip": "skipped"}
-OVER = ("done", "would", "refused")
+OVER = ("done", "refused", "pending")
 """States after which the same action is not asked for again."""
 PASSING_RAILS = ("most_new_per_minute", "most_blocks")
 """Limits of the enforcer that a later request may find lifted."""
@@ -108,7 +108,7 @@ class Responder:
             action = self._action(incident, decision, context.now_ns)
             waits |= action["state"] == "waiting" and decision.approval == "none"
             known = self._store.action_state(action["id"])
-            if known in OVER or known == "pending":
+            if known in OVER or known == action["state"] == "would":
                 continue
             if action["state"] == "skipped" and known not in (None, "waiting"):
                 continue

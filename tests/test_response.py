@@ -68,6 +68,13 @@ def test_the_same_incident_again_asks_for_nothing_new(store: Store) -> None:
     assert made.decide(incident(end=rfc3339(time.time_ns()))) == []
 
 
+def test_what_was_only_observed_is_done_once_enforcing_is_on(store: Store) -> None:
+    assert responder(store).decide(incident())[0]["state"] == "would"
+    assert responder(store).decide(incident()) == []
+    [action] = responder(store, mode="enforce").decide(incident())
+    assert action["state"] == "pending"
+
+
 def test_a_source_that_may_be_forged_waits_until_it_shook_hands(store: Store) -> None:
     seen: set[str] = set()
     made = responder(store, mode="enforce", corroborated=lambda source: source in seen)
