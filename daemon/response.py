@@ -8,6 +8,7 @@ yet (no corroboration, no enforcer) is tried again.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,7 @@ from typing import Any, Literal
 from ..detectors.finding import finding_id
 from ..playbooks.engine import Decision, DecisionContext, Engine, time_ns
 from .enforcer.client import Enforcer
-from .errors import EnforcerError, RefusedError
+from .errors import EnforcerError, RefusedError, StoreError
 from .events import NS_PER_S
 from .store import Store
 
@@ -102,7 +103,7 @@ class Responder:
         )
         changed = []
         waits = False
-        for decision in self._engine.decide(incident, context):
+        for decision in self._decisions(incident, context):
             if decision.action == "notify":
                 continue
             action = self._action(incident, decision, context.now_ns)
@@ -116,6 +117,16 @@ class Responder:
                 changed.append(action)
         self._remember(dict(incident), waits)
         return changed
+
+    def _decisions(self, incident: Mapping[str, Any], context: DecisionContext) -> list[Decision]:
+        """What the playbooks decide; none where one of them fails: the incident must be told all the same."""
+        try:
+            return self._engine.decide(incident, context)
+        except (StoreError, sqlite3.Error):
+            raise
+        except Exception as error:
+            self._say(f"incident {incident['id']}: no playbook was run, a fault: {type(error).__name__}: {error}")
+            return []
 
     def submit(self, actions: list[dict[str, Any]]) -> None:
         """Hands committed actions over to be carried out."""

@@ -271,3 +271,11 @@ def test_too_many_waiting_incidents_give_up_the_oldest_and_say_so(
         made.decide(incident(id=f"{n:016x}"))
     assert [i["id"] for i in made.waiting] == [f"{1:016x}", f"{2:016x}"]
     assert len(said) == 1
+
+
+def test_a_playbook_that_fails_does_not_silence_the_incident(store: Store) -> None:
+    said: list[str] = []
+    made = responder(store, mode="enforce", say=said.append)
+    assert made.decide(incident(end=7, sources=None, blockable=3)) == []
+    assert len(said) == 1
+    assert "no playbook was run" in said[0]
