@@ -276,6 +276,6 @@ def test_too_many_waiting_incidents_give_up_the_oldest_and_say_so(
 def test_a_playbook_that_fails_does_not_silence_the_incident(store: Store) -> None:
     said: list[str] = []
     made = responder(store, mode="enforce", say=said.append)
-    assert made.decide(incident(end=7, sources=None, blockable=3)) == []
+    assert made.decide(incident(findings=3)) == []
     assert len(said) == 1
     assert "no playbook was run" in said[0]
