@@ -37,6 +37,8 @@ from .store import Store
 PACKETS_A_TURN = 16_384
 DIRTY_S = 1.0
 """How long an incident that grew, without news for the sinks, may wait to be saved."""
+REST_S = 5.0
+"""How long an incident must have been quiet before what it grew by is told."""
 HEALTH_S = 5.0
 PRUNE_S = 86_400.0
 DAY_NS = 86_400 * NS_PER_S
@@ -66,6 +68,7 @@ class Analyser:
         self._packets: PacketSource | None = None
         self._dirty: dict[str, Incident] = {}
         self._untold: dict[str, Incident] = {}
+        self._growing: dict[str, tuple[Incident, float]] = {}
         self._unbooked: dict[str, dict[str, Any]] = {}
         self._unnoted = False
         self._trouble = ""
@@ -203,7 +206,12 @@ class Analyser:
     def _corroborated(self, source: str) -> bool:
         return not self.parts.watches_packets or self._detection.corroborated(source, time.time_ns())
 
-    def _settle(self, findings: list[Finding], note: tuple[str, dict[str, Any], int] | None = None) -> None:
+    def _settle(
+        self,
+        findings: list[Finding],
+        note: tuple[str, dict[str, Any], int] | None = None,
+        at_rest: Iterable[Incident] = (),
+    ) -> None:
         """Findings to incidents, decisions and outbox rows, all in one transaction with the range of input.
 
         What cannot be saved (a full disk) is told later. Of the input no further range is noted then until a
@@ -213,8 +221,11 @@ class Analyser:
         changes = self._correlator.apply(findings)
         self._dirty |= {c.incident.id: c.incident for c in changes}
         telling = [c for c in changes if c.telling]
+        now_s = time.monotonic()
+        self._growing |= {c.incident.id: (c.incident, now_s) for c in changes if not c.telling}
+        rested = [self._correlator.tell(i, at_rest=True) for i in at_rest]
         again = [self._correlator.tell(i) for i in self._untold.values()]
-        telling += [c for c in again if c.telling]
+        telling += [*rested, *(c for c in again if c.telling)]
         actions: list[dict[str, Any]] = []
         try:
             with self.store.transaction():
@@ -226,7 +237,8 @@ class Analyser:
             self._unnoted = self._unnoted or note is not None
             for change in telling:
                 change.take_back()
-                self._untold[change.incident.id] = change.incident
+                if change not in rested:
+                    self._untold[change.incident.id] = change.incident
             self._complain(error)
             return
         self._responder.submit(actions)
@@ -235,9 +247,24 @@ class Analyser:
         for change in telling:
             self._dirty.pop(change.incident.id, None)
             self._untold.pop(change.incident.id, None)
+            self._growing.pop(change.incident.id, None)
             self._show(change, actions)
         # After the responder had its turn: a block does not wait for the disk.
         asyncio.get_running_loop().call_soon(self._publish)
+
+    def _tell_what_rests(self) -> None:
+        """An incident that grew since it was told, and then no more, is told once again with its last figures.
+
+        One that grows again and again is told after ever longer pauses.
+        """
+        now_s = time.monotonic()
+        due = [
+            i for i, since_s in self._growing.values() if now_s - since_s >= REST_S * 2 ** min(i.pauses, 9)
+        ]
+        for incident in due:
+            incident.pauses += 1
+        if due:
+            self._settle([], at_rest=due)
 
     def _publish(self) -> None:
         """Committed alerts to the disk, and then to the shipper."""
@@ -324,6 +351,7 @@ class Analyser:
                     next_prune = now + PRUNE_S
                     kept_ns = self.parts.config.store.retention_days * DAY_NS
                     self.store.prune(time.time_ns() - kept_ns, self.parts.config.sinks)
+                self._tell_what_rests()
                 self._try_waiting()
                 self._responder.retry_failed()
             except StoreError as error:

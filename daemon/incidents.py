@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..detectors.finding import Finding, finding_id
 from .events import NS_PER_S, rfc3339
@@ -67,6 +67,19 @@ def network_text(source: str) -> str:
     return str(network) if network.num_addresses > 1 else str(network.network_address)
 
 
+class Told(NamedTuple):
+    """What the sinks heard of an incident with its last revision."""
+
+    kind: str = ""
+    priority: str = ""
+    findings: int = 0
+    blockable: int = 0
+    weight: int = 0
+
+
+NOTHING_TOLD = Told()
+
+
 @dataclass(slots=True)
 class Incident:
     """One incident and all that explains it. `revision` counts what was told to the sinks."""
@@ -76,7 +89,8 @@ class Incident:
     keys: set[str] = field(default_factory=set)
     criticality: float = 1.0
     revision: int = 0
-    told: tuple[str, str, int, int] = ("", "", 0, 0)  # kind, priority, findings, weight at the last revision
+    told: Told = NOTHING_TOLD
+    pauses: int = 0  # how often it was told because it had come to rest
     closed: bool = False  # by a person: it may grow, but what is new begins an incident of its own
 
     @property
@@ -172,7 +186,7 @@ class Incident:
             keys=set(state["keys"]),
             criticality=state["criticality"],
             revision=state["revision"],
-            told=(state["told"][0], state["told"][1], state["told"][2], state["told"][3]),
+            told=Told(*state["told"]),
             closed=closed,
         )
 
@@ -228,7 +242,7 @@ class Change:
     incident: Incident
     telling: bool
     new: bool
-    before: tuple[str, str, int, int]
+    before: Told
 
     def take_back(self) -> None:
         """The sinks do not hear of it after all: it could not be committed."""
@@ -348,11 +362,13 @@ class Correlator:
             for key in incident.keys:
                 self._by_key[key] = incident.id
 
-    def tell(self, incident: Incident, new: bool = False) -> Change:
-        """A new revision for a new incident, kind, priority or finding, and each time the evidence has doubled."""
-        now = (incident.lead.kind, incident.priority, len(incident.findings), incident.weight)
+    def tell(self, incident: Incident, new: bool = False, *, at_rest: bool = False) -> Change:
+        """A new revision for a new incident, kind, priority, finding or blockable source, each time the evidence
+        has doubled, and `at_rest` for whatever it has grown by."""
+        lead, blockable = incident.lead, len(incident.together("blockable"))
+        now = Told(lead.kind, incident.priority, len(incident.findings), blockable, incident.weight)
         before = incident.told
-        telling = now[:3] != before[:3] or now[3] >= 2 * before[3]
+        telling = at_rest or now[:4] != before[:4] or now.weight >= 2 * before.weight
         if telling:
             incident.revision += 1
             incident.told = now

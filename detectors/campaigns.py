@@ -87,11 +87,20 @@ class Campaigns:
     """Opens and grows campaigns; see the module.
 
     Parameters: `gap_ns` (a campaign ends after as long without events of its key); `capacity` (keys with a
-    trail); `records` (campaigns that can grow at once); `names` (texts of items held).
+    trail); `records` (campaigns that can grow at once); `names` (texts of items held); `any_blockable` (one
+    blockable event makes the campaign blockable; else all must be).
     """
 
-    def __init__(self, gap_ns: int, capacity: int = 16384, records: int = 4096, names: int = 16384) -> None:
+    def __init__(
+        self,
+        gap_ns: int,
+        capacity: int = 16384,
+        records: int = 4096,
+        names: int = 16384,
+        any_blockable: bool = False,
+    ) -> None:
         self._gap_ns = gap_ns
+        self._any_blockable = int(any_blockable)
         self._table = Table(capacity, 4 + 3 * _TRAIL, max(1, gap_ns // 64))
         self._names = Table(names, 2, 0)
         self._name_text: U8 = np.zeros((self._names.capacity, _NAME), np.uint8)
@@ -128,8 +137,8 @@ class Campaigns:
             table.home(keys), keys.view(np.int64), time_ns, since_ns, over.view(np.uint8), marked,
             _NO_AMOUNTS if amounts is None else amounts, _NOTHING if kept is None else kept,
             items.view(np.int64), np.ascontiguousarray(spans), np.frombuffer(text or b"\0", np.uint8),
-            self._gap_ns, table.grace_ns, table.keys, table.rows, self._records, self._record_names,
-            self._newest, self._names.keys, self._names.rows, self._name_text,
+            self._gap_ns, self._any_blockable, table.grace_ns, table.keys, table.rows,
+            self._records, self._record_names, self._newest, self._names.keys, self._names.rows, self._name_text,
             np.full(len(self._records), -1, np.int64), out,
         )  # fmt: skip
         return Followed(*out.T)

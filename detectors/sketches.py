@@ -556,6 +556,7 @@ def follow_campaigns(
     spans: I32,
     text: U8,
     gap_ns: cython.longlong,
+    any_blockable: cython.longlong,
     grace: cython.longlong,
     keys: I64,
     table: I64,
@@ -656,7 +657,7 @@ def follow_campaigns(
             records[record, 1] = now
             records[record, 2] = marks[i] >> 24
             records[record, 8] = 7
-            records[record, 9] = 1
+            records[record, 9] = 1 - any_blockable
             if kept.shape[0] > 0:
                 records[record, 92] = kept[i]
             first = table[slot, 3] - ring
@@ -679,7 +680,10 @@ def follow_campaigns(
             records[record, 5] += mark & 0xFFFFF
             if (mark >> 21) & 7 < records[record, 8]:
                 records[record, 8] = (mark >> 21) & 7
-            records[record, 9] &= (mark >> 20) & 1
+            if any_blockable:
+                records[record, 9] |= (mark >> 20) & 1
+            else:
+                records[record, 9] &= (mark >> 20) & 1
             column = records[record, 6]
             if column < 32:
                 records[record, 28 + column] = mark >> 24

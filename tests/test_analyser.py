@@ -215,3 +215,19 @@ def test_a_bad_command_harms_nothing(running: Running, request_: bytes) -> None:
             connection.shutdown(socket.SHUT_WR)
             connection.recv(1000)
     assert ask(running.commands, {"do": "health"})["mode"] == "observe"
+
+
+def test_what_an_incident_grew_by_is_told_once_it_rests(running: Running) -> None:
+    line = "Dec 10 06:55:{:02} gw sshd[{}]: Failed password for root from 203.0.113.7 port 4711 ssh2\n"
+    running.start()
+    append(running.log, "".join(line.format(n, n) for n in range(10)).encode(), 1)
+    until(lambda: running.lines() == 10, "ten lines taken")
+    append(running.log, "".join(line.format(n, n) for n in range(10, 13)).encode(), 1)
+    store = Store.open_readonly(running.state / "analyser" / "gatewatch.db")
+
+    def told() -> list[int]:
+        rows = [json.loads(row.document) for row in store.pending("nobody", 100)]
+        return [d["findings"][0]["figures"]["attempts"] for d in rows if d["event"] == "incident"]
+
+    until(lambda: told()[-1:] == [13], "the last figure told")
+    assert len(told()) == 2

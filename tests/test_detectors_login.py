@@ -319,6 +319,11 @@ def test_a_client_behind_a_proxy_is_raised_but_cannot_be_blocked_by_address() ->
     assert finding.blockable == ()
 
 
+def test_one_failure_through_a_proxy_is_no_shelter_for_guessing_directly() -> None:
+    events = [fail(0, peer="10.0.0.1"), *(fail(n) for n in range(1, 12))]
+    assert only(run(events), "brute_force").blockable == ("203.0.113.7",)
+
+
 def test_what_came_over_the_network_blocks_nobody() -> None:
     finding = only(run(fail(n, provenance=Provenance.NETWORK) for n in range(10)), "brute_force")
     assert finding.blockable == ()

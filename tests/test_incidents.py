@@ -89,6 +89,13 @@ def test_a_finding_that_grows_is_told_again_only_when_its_evidence_doubled() -> 
     assert incident.revision == 3
 
 
+def test_a_source_that_can_be_blocked_by_now_is_told() -> None:
+    correlator = Correlator()
+    first = finding(blockable=())
+    assert correlator.apply([first])[0].telling
+    assert correlator.apply([dataclasses.replace(first, blockable=("203.0.113.7",))])[0].telling
+
+
 def test_an_endpoint_that_matters_more_raises_the_priority() -> None:
     plain, critical = Correlator(), Correlator(criticality_of=lambda targets: 1.25)
     priorities = [

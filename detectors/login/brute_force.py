@@ -43,7 +43,7 @@ class BruteForce:
         self._counter = WindowCounter(
             sources, tuple((s // _CELLS[s] * NS_PER_S, _CELLS[s] + 1) for s in self._windows_s)
         )
-        self._campaigns = Campaigns(NS_PER_DAY, capacity=sources // 2)
+        self._campaigns = Campaigns(NS_PER_DAY, capacity=sources // 2, any_blockable=True)
 
     def follow(self, attempts: Attempts) -> tuple[Followed, list[Finding]]:
         """What each attempt belongs to (successes are told the campaign that is open), and the findings."""

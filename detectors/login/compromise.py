@@ -33,8 +33,8 @@ class Compromise:
     def __init__(self, typist: int = 5, memory_s: int = 3600) -> None:
         self._typist = typist
         self._memory_ns = memory_s * NS_PER_S
-        self._campaigns = Campaigns(NS_PER_DAY, capacity=4096, records=1024, names=4096)
-        self._early = Campaigns(NS_PER_DAY, capacity=4096, records=1024, names=4096)
+        self._campaigns = Campaigns(NS_PER_DAY, capacity=4096, records=1024, names=4096, any_blockable=True)
+        self._early = Campaigns(NS_PER_DAY, capacity=4096, records=1024, names=4096, any_blockable=True)
 
     def update(self, attempts: Attempts, convictions: Sequence[Followed]) -> list[Finding]:
         """`convictions`: what each detector that convicts sources says of the same attempts."""

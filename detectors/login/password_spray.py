@@ -38,7 +38,7 @@ class PasswordSpray:
         self._counter = DistinctCounter(
             sources, users + credit_users + _MOST_ALLOWED, tuple(s * NS_PER_S for s in self._windows_s), tries
         )
-        self._campaigns = Campaigns(NS_PER_DAY, capacity=sources)
+        self._campaigns = Campaigns(NS_PER_DAY, capacity=sources, any_blockable=True)
 
     def follow(self, attempts: Attempts) -> tuple[Followed, list[Finding]]:
         """What each attempt belongs to (successes are told the campaign that is open), and the findings."""
