@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from gatewatch.daemon.errors import RefusedError
 from gatewatch.daemon.events import rfc3339
 from gatewatch.daemon.response import Responder
 from gatewatch.daemon.store import Store
-from gatewatch.playbooks.engine import Engine
+from gatewatch.playbooks.engine import Decision, DecisionContext, Engine
 from gatewatch.playbooks.loader import load_playbooks
 
 SECOND = 1_000_000_000
@@ -273,9 +274,23 @@ def test_too_many_waiting_incidents_give_up_the_oldest_and_say_so(
     assert len(said) == 1
 
 
-def test_a_playbook_that_fails_does_not_silence_the_incident(store: Store) -> None:
+class FailingEngine(Engine):
+    """What an engine with a fault in it does."""
+
+    def decide(self, incident: Mapping[str, Any], context: DecisionContext) -> list[Decision]:
+        raise ZeroDivisionError("a fault")
+
+
+def test_a_fault_in_the_engine_does_not_silence_the_incident(store: Store) -> None:
     said: list[str] = []
-    made = responder(store, mode="enforce", say=said.append)
-    assert made.decide(incident(findings=3)) == []
-    assert len(said) == 1
-    assert "no playbook was run" in said[0]
+    made = Responder(
+        FailingEngine([]),
+        store,
+        None,
+        mode="observe",
+        max_action_age_s=600,
+        corroborated=lambda source: True,
+        say=said.append,
+    )
+    assert made.decide(incident()) == []
+    assert said == ["incident 0123456789abcdef: no playbook was run, a fault: ZeroDivisionError: a fault"]
