@@ -125,7 +125,9 @@ class Responder:
         except (StoreError, sqlite3.Error):
             raise
         except Exception as error:
-            self._say(f"incident {incident['id']}: no playbook was run, a fault: {type(error).__name__}: {error}")
+            self._say(
+                f"incident {incident['id']}: no playbook was run, a fault: {type(error).__name__}: {error}"
+            )
             return []
 
     def submit(self, actions: list[dict[str, Any]]) -> None:
