@@ -27,7 +27,9 @@ print(json.dumps({'imported': names, 'twice': [n for n in files.values()
 
 
 def python(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True
+    ).stdout
 
 
 def test_every_module_imports_and_none_is_loaded_under_two_names() -> None:
