@@ -58,6 +58,7 @@ class Rig:
         self.state = lab.folder / "enforcer-state"
         self.rails = lab.folder / "rails.toml"
         self._rails = rails
+        self.output = lab.folder / f"{Path(sys.executable).name}.out"
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Rig:
@@ -88,7 +89,7 @@ class Rig:
 
     def _answers(self) -> bool:
         assert self.process is not None
-        assert self.process.poll() is None, (self.lab.folder / "python.out").read_text()
+        assert self.process.poll() is None, self.output.read_text()
         try:
             return bool(self.enforcer().status())
         except UnreachableError:

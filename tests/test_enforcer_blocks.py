@@ -266,7 +266,7 @@ def test_new_rails_hold_after_a_hang_up_and_wrong_ones_change_nothing(rig: Rig) 
     assert refused("203.0.113.70") == ""
     rig.rails.write_text("nonsense")
     rig.process.send_signal(signal.SIGHUP)
-    said = rig.lab.folder / "python.out"
+    said = rig.output
     wait_for("the complaint", lambda: f"rails {rig.rails}" in said.read_text())
     assert refused("203.0.113.71") == "never_block"
 
