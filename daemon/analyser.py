@@ -24,11 +24,12 @@ from .assembly import build_correlator, build_detection, parser_options, provena
 from .collectors.shared import PacketSource
 from .control import serve_commands
 from .detection import Detection
-from .enforcer.client import Enforcer, socket_path
+from .enforcer.client import socket_path
 from .errors import GatewatchError, StoreError
 from .events import NS_PER_S, rfc3339
 from .feeds import Feed, JournalFeed, LogFeed, Reading
 from .incidents import MOST_OPEN, Change, Incident, action_document
+from .link import EnforcerLink
 from .parts import Parts
 from .response import Responder
 from .sinks.outbox import OutboxServer
@@ -58,7 +59,7 @@ class Analyser:
         self._responder = Responder(
             Engine(parts.playbooks),
             self.store,
-            Enforcer(socket_path(parts.state)) if parts.enforces else None,
+            EnforcerLink(socket_path(parts.state)) if parts.enforces else None,
             mode="enforce" if parts.mode == "enforce" else "observe",
             max_action_age_s=parts.config.detection.max_action_age_s,
             corroborated=self._corroborated,
@@ -68,6 +69,8 @@ class Analyser:
         self._packets: PacketSource | None = None
         self._dirty: dict[str, Incident] = {}
         self._untold: dict[str, Incident] = {}
+        self._unsynced = False
+        self._syncing: asyncio.Task[None] | None = None
         self._growing: dict[str, tuple[Incident, float]] = {}
         self._unbooked: dict[str, dict[str, Any]] = {}
         self._unnoted = False
@@ -102,9 +105,10 @@ class Analyser:
             for task in (*tasks, stop):
                 task.cancel()
             await asyncio.gather(*tasks, stop, return_exceptions=True)
+            if self._syncing is not None:
+                await self._syncing
             with contextlib.suppress(StoreError):
                 self._snapshot()
-            self._responder.close()
             self.store.close()
         return 0
 
@@ -241,7 +245,6 @@ class Analyser:
                     self._untold[change.incident.id] = change.incident
             self._complain(error)
             return
-        self._responder.submit(actions)
         if not telling:
             return
         for change in telling:
@@ -249,8 +252,7 @@ class Analyser:
             self._untold.pop(change.incident.id, None)
             self._growing.pop(change.incident.id, None)
             self._show(change, actions)
-        # After the responder had its turn: a block does not wait for the disk.
-        asyncio.get_running_loop().call_soon(self._publish)
+        self._publish()
 
     def _tell_what_rests(self) -> None:
         """An incident that grew since it was told, and then no more, is told once again with its last figures.
@@ -267,12 +269,20 @@ class Analyser:
             self._settle([], at_rest=due)
 
     def _publish(self) -> None:
-        """Committed alerts to the disk, and then to the shipper."""
-        try:
-            self.store.sync()
-        except StoreError as error:
-            self._complain(error)
-        self._outbox.notify()
+        """Committed alerts to the disk, and then to the shipper; the loop does not wait for the disk."""
+        self._unsynced = True
+        if self._syncing is None:
+            self._syncing = asyncio.ensure_future(self._sync())
+
+    async def _sync(self) -> None:
+        while self._unsynced:
+            self._unsynced = False
+            try:
+                await asyncio.get_running_loop().run_in_executor(None, self.store.sync)
+            except StoreError as error:
+                self._complain(error)
+            self._outbox.notify()
+        self._syncing = None
 
     def _complain(self, error: StoreError) -> None:
         trouble = f"not saved, and tried again: {error}"
@@ -283,13 +293,16 @@ class Analyser:
     def _save(self, incident: Incident, *, tell: bool) -> list[dict[str, Any]]:
         now_ns = time.time_ns()
         document = incident.document()
+        actions: list[dict[str, Any]] = []
+        if tell:
+            actions = self._responder.decide(document | {"status": "closed"} if incident.closed else document)
+            self._responder.submit(actions)
         self.store.save_incident(document, incident.state(), incident.start_ns, incident.end_ns, now_ns)
         if not tell:
-            return []
+            return actions
         self.store.add_to_outbox(
             f"{incident.id}:{incident.revision}", {"event": "incident", **document}, now_ns
         )
-        actions = self._responder.decide(document | {"status": "closed"} if incident.closed else document)
         for action in actions:
             if action["state"] not in ("pending", "skipped"):
                 self._tell_action(action)

@@ -1,8 +1,8 @@
 """Carries out what playbooks decide: keeps the books of every action, and asks the enforcer.
 
-Decisions are recorded in the transaction that holds the incident; the enforcer is asked after it was committed,
-in a thread of its own, so that neither a slow disk nor a hung enforcer stops detection. What could not be done
-yet (no corroboration, no enforcer) is tried again.
+Decisions are recorded in the transaction that holds the incident, and the enforcer is asked at once: a block waits
+neither for the commit nor for the disk. Should the commit fail, the same lines give the same request again, which
+changes nothing. What could not be done yet (no corroboration, no enforcer) is tried again.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import asyncio
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Literal
 
 from ..detectors.finding import finding_id
 from ..playbooks.engine import Decision, DecisionContext, Engine, time_ns
-from .enforcer.client import Enforcer
+from .cli.output import printable
 from .errors import EnforcerError, RefusedError, StoreError
 from .events import NS_PER_S
+from .link import Answer, EnforcerLink
 from .store import Store
 
 MOST_WAITING = 1000
@@ -35,7 +36,7 @@ class Responder:
 
     Parameters
     ----------
-    enforcer : None where nothing can be enforced (no privilege, or observe mode).
+    link : to the enforcer; None where nothing can be enforced (no privilege, or observe mode).
     corroborated : whether a source proved, in front of the packet collector, that it is real.
     say : one line for a person about what was done.
     """
@@ -44,7 +45,7 @@ class Responder:
         self,
         engine: Engine,
         store: Store,
-        enforcer: Enforcer | None,
+        link: EnforcerLink | None,
         *,
         mode: Literal["observe", "enforce"],
         max_action_age_s: int,
@@ -54,17 +55,17 @@ class Responder:
     ) -> None:
         self._engine = engine
         self._store = store
-        self._enforcer = enforcer
+        self._link = link
         self._mode = mode
         self._max_action_age_s = max_action_age_s
         self._corroborated = corroborated
         self._say = say
         self._clock = clock
-        self._queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._finished: Callable[[dict[str, Any]], None] | None = None
+        self._early: list[dict[str, Any]] = []  # what was submitted before `run`
         self._waiting: dict[str, tuple[dict[str, Any], list[str]]] = {}  # and whom it waits for
         self._failed: dict[str, dict[str, Any]] = {}
         self._doubted: list[dict[str, Any]] = []
-        self._thread = ThreadPoolExecutor(1, "enforcer")
 
     @property
     def waiting(self) -> list[dict[str, Any]]:
@@ -131,31 +132,55 @@ class Responder:
             return []
 
     def submit(self, actions: list[dict[str, Any]]) -> None:
-        """Hands committed actions over to be carried out."""
+        """Asks the enforcer for what is pending: the requests leave before this returns."""
         for action in actions:
             if action["state"] == "pending":
-                self._queue.put_nowait(action)
+                self._begin(action)
         for block in self._doubted:
-            self._queue.put_nowait(block)
+            self._begin(block)
         self._doubted.clear()
 
     async def run(self, finished: Callable[[dict[str, Any]], None]) -> None:
-        """Carries actions out, one after the other; `finished` gets each with its new state."""
-        loop = asyncio.get_running_loop()
-        while True:
-            action = await self._queue.get()
-            state, why = await loop.run_in_executor(self._thread, self._carry_out, action)
-            new = (state, why) != (action["state"], action["why"])
-            action = action | {"state": state, "why": why}
-            if state in ("done", "refused"):
-                action["time_ns"] = self._clock()
-            elif state == "failed" and len(self._failed) < MOST_WAITING:
-                self._failed[action["id"]] = (
-                    action  # with the time of the decision, by which it grows too old
-                )
-            if not new:
-                continue
-            finished(action)
+        """Gives each action to `finished` when its state is known, for as long as the task lives."""
+        self._finished = finished
+        early, self._early = self._early, []
+        for action in early:
+            self._begin(action)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self._finished = None
+            if self._link is not None:
+                self._link.close()
+
+    def _begin(self, action: dict[str, Any]) -> None:
+        if self._finished is None:
+            self._early.append(action)
+        elif self._link is None:
+            # Not now: this may be inside the transaction that records the decision.
+            asyncio.get_running_loop().call_soon(self._end, action, "failed", "no enforcer: it needs root")
+        else:
+            self._link.ask(_request(action)).add_done_callback(partial(self._answered, action))
+
+    def _answered(self, action: dict[str, Any], answer: Answer) -> None:
+        try:
+            self._end(action, *_outcome(action, answer.result()))
+        except RefusedError as error:
+            self._end(action, "failed" if error.rail in PASSING_RAILS else "refused", str(error))
+        except EnforcerError as error:
+            # Whether a block still stands is not known then: it is taken to.
+            known = (action["state"], action["why"]) if action["state"] == "done" else ("failed", str(error))
+            self._end(action, *known)
+
+    def _end(self, action: dict[str, Any], state: str, why: str) -> None:
+        new = (state, why) != (action["state"], action["why"])
+        action = action | {"state": state, "why": why}
+        if new and state in ("done", "refused"):
+            action["time_ns"] = self._clock()
+        elif state == "failed" and len(self._failed) < MOST_WAITING:
+            self._failed[action["id"]] = action  # with the time of the decision, by which it grows too old
+        if new and self._finished is not None:
+            self._finished(action)
             self._say(f"{action['action']} {action['target']}: {state}, {why}")
 
     def retry_failed(self) -> None:
@@ -163,54 +188,18 @@ class Responder:
         failed, self._failed = self._failed, {}
         for action in failed.values():
             if self._clock() - action["time_ns"] <= self._max_action_age_s * NS_PER_S:
-                self._queue.put_nowait(action)
+                self._begin(action)
 
     def resume(self) -> None:
         """After a restart: what was decided and not yet carried out, and who waits."""
         since_ns = self._clock() - self._max_action_age_s * NS_PER_S
         for action in (*self._store.actions_in("pending"), *self._store.actions_in("failed")):
             if action["time_ns"] >= since_ns:
-                self._queue.put_nowait(action)
+                self._begin(action)
         waiting = {a["incident"] for a in self._store.actions_in("waiting")}
         for name in sorted(waiting)[:MOST_WAITING]:
             for incident in self._store.incidents(incident=name, limit=1):
                 self._remember(incident, True)
-
-    def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
-        if self._enforcer is not None:
-            self._enforcer.close()
-
-    def _carry_out(self, action: Mapping[str, Any]) -> tuple[str, str]:
-        if self._enforcer is None:
-            return "failed", "no enforcer: it needs root"
-        if action["state"] == "done":
-            return self._still_done(self._enforcer, action)
-        try:
-            if action["action"] == "block_source":
-                answer = self._enforcer.block(
-                    action["target"],
-                    ttl_s=action["ttl_s"],
-                    reason=action["reason"],
-                    incident=action["incident"],
-                    playbook=action["playbook"],
-                )
-                cut = f", {answer['cut']} connections cut" if answer.get("cut") else ""
-                return "done", f"dropped in the kernel for {answer['ttl_s']} s{cut}"
-            receipt = self._enforcer.kill([action["target"]], action["reason"])
-            return "done", "proven" if receipt.get("proven") else "engaged, not proven"
-        except RefusedError as error:
-            return "failed" if error.rail in PASSING_RAILS else "refused", str(error)
-        except EnforcerError as error:
-            return "failed", str(error)
-
-    @staticmethod
-    def _still_done(enforcer: Enforcer, block: Mapping[str, Any]) -> tuple[str, str]:
-        try:
-            in_force = bool(enforcer.check(block["target"])["blocked"])
-        except EnforcerError:
-            in_force = True
-        return ("done", block["why"]) if in_force else ("lifted", "ended before its time")
 
     def _action(self, incident: Mapping[str, Any], decision: Decision, now_ns: int) -> dict[str, Any]:
         # Counts those that an operator ended, too: each block is an action of its own in the books.
@@ -225,7 +214,7 @@ class Responder:
             "target": decision.target,
             "state": STATES[decision.state],
             "why": decision.why,
-            "reason": decision.reason[:500],
+            "reason": printable(decision.reason)[:500],
             "time_ns": now_ns,
             "ttl_s": decision.ttl_s,
         }
@@ -237,7 +226,7 @@ class Responder:
         """
         now_ns = self._clock()
         found = [a for a in self._blocks(target) if _end_ns(a) > now_ns and a["ttl_s"] >= ttl_s]
-        if self._enforcer is not None:
+        if self._link is not None:
             self._doubted += found
         return bool(found)
 
@@ -268,6 +257,31 @@ class Responder:
             given_up = next(iter(self._waiting))
             del self._waiting[given_up]
             self._say(f"incident {given_up}: no longer waits for corroboration, too many do")
+
+
+def _request(action: Mapping[str, Any]) -> dict[str, object]:
+    """What is asked of the enforcer; of a block that is done, whether it still stands."""
+    if action["state"] == "done":
+        return {"request": "check", "address": action["target"]}
+    if action["action"] == "kill_switch":
+        return {"request": "kill", "endpoints": [action["target"]], "reason": action["reason"]}
+    return {
+        "request": "block",
+        "address": action["target"],
+        "ttl_s": action["ttl_s"],
+        "reason": action["reason"],
+        "incident": action["incident"],
+        "playbook": action["playbook"],
+    }
+
+
+def _outcome(action: Mapping[str, Any], answer: Mapping[str, Any]) -> tuple[str, str]:
+    if action["state"] == "done":
+        return ("done", action["why"]) if answer["blocked"] else ("lifted", "ended before its time")
+    if action["action"] == "kill_switch":
+        return "done", "proven" if answer.get("proven") else "engaged, not proven"
+    cut = f", {answer['cut']} connections cut" if answer.get("cut") else ""
+    return "done", f"dropped in the kernel for {answer['ttl_s']} s{cut}"
 
 
 def _end_ns(block: Mapping[str, Any]) -> int:
