@@ -59,7 +59,7 @@ def test_failures_over_ipv6_are_dropped_as_well(lab: Lab) -> None:
     source, gateway = HOSTS["attacker"].v6, HOSTS["gateway"].v6
     with Gatewatch(lab) as watch:
         for _ in range(3):
-            lab.ssh("attacker", "root", ["a", "b", "c", "d", "e"], address=gateway)
+            lab.fail(source, 5, address=gateway)
         watch.wait_for_incident("brute_force")
         wait_for("the block", lambda: watch.elements())
         with lab.inside("attacker"):

@@ -310,13 +310,13 @@ class Lab:
         """`ssh_typed` to its end; does not raise on refusal."""
         return self.run_in(host, **self.ssh_typed(user, passwords, *words, **where), check=False, limit_s=30)
 
-    def fail(self, source: str, count: int, user: str = "root") -> None:
+    def fail(self, source: str, count: int, user: str = "root", address: str = "") -> None:
         """So many wrong passwords (at most five) in one ssh connection from one of the attacker's addresses.
 
         A client that is dropped meanwhile waits for ever; it is ended after some seconds.
         """
         assert 0 < count <= 5, "sshd ends a connection at the sixth"
-        typed = self.ssh_typed(user, [f"wrong-{n}" for n in range(count)], source=source)
+        typed = self.ssh_typed(user, [f"wrong-{n}" for n in range(count)], address=address, source=source)
         with contextlib.suppress(subprocess.TimeoutExpired):
             said = self.run_in("attacker", **typed, check=False, limit_s=10)
             assert said.returncode != 0
