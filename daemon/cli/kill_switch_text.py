@@ -55,8 +55,9 @@ def _status(said: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [
         (f"ENGAGED {kill['endpoint']}", f"since {kill['since']}, by {kill['by']}: {kill['reason']}")
         for kill in said["kills"]
-    ] or [("not engaged", "")]
-    engaged = {kill["endpoint"] for kill in said["kills"]}
+    ] or ([] if said["break_glass"] else [("not engaged", "")])
+    lines = _glass(said["break_glass"]) + lines
+    engaged = {*(kill["endpoint"] for kill in said["kills"]), *said["break_glass"]}
     for endpoint in said["endpoints"]:
         if endpoint["endpoint"] not in engaged:
             may = "" if endpoint["kill_switch"] else " (the rails keep the kill switch from it)"
@@ -64,7 +65,7 @@ def _status(said: dict[str, Any]) -> list[tuple[str, str]]:
     lines += [("differs", what) for what in said["differs"]]
     if said["journal"]["note"]:
         lines.append(("JOURNAL", said["journal"]["note"]))
-    return lines + _glass(said["break_glass"])
+    return lines
 
 
 def _drill(said: dict[str, Any]) -> list[tuple[str, str]]:
@@ -80,7 +81,8 @@ def _drill(said: dict[str, Any]) -> list[tuple[str, str]]:
 def _glass(glass: Any) -> list[tuple[str, str]]:
     if not glass:
         return []
-    return [("BREAK-GLASS ENGAGED", "undo: nft delete table inet gatewatch_break_glass")]
+    cut = f"{', '.join(glass)}; " if isinstance(glass, list) else ""
+    return [("BREAK-GLASS ENGAGED", f"{cut}undo: nft delete table inet gatewatch_break_glass")]
 
 
 def _readable(value: Any) -> Any:

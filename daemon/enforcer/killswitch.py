@@ -21,6 +21,8 @@ from .rails import Endpoint, Rails, Refusal, Service
 from .state import Kill
 
 _ROUNDS = 3
+MOST_NAMED = 10
+"""The most endpoints that a refusal lists."""
 
 
 class KillSwitch:
@@ -79,7 +81,7 @@ class KillSwitch:
         started = time.perf_counter()
         chosen, left_out = self._choose(names, by_analyser)
         if not chosen:
-            return left_out[0] if left_out else Refusal("the rails name no endpoint to cut off", "endpoint")
+            return left_out[0] if left_out else self._unknown()
         not_proven = [why.reason for why in left_out]
         engaged = self._engaged()
         new = {
@@ -118,7 +120,7 @@ class KillSwitch:
         engaged = self._engaged()
         unknown = [n for n in names if n not in engaged and self._rails.endpoint(n) is None]
         if unknown:
-            return Refusal(f"no endpoint is named {unknown[0]!r}", "endpoint")
+            return self._unknown(unknown[0])
         chosen = [n for n in names or engaged if n in engaged]
         if chosen:
             self._journal.append("release", endpoints=chosen, by=by, reason=reason)
@@ -158,10 +160,7 @@ class KillSwitch:
         chosen = [e for e in self._rails.endpoints if not names or e.name in names]
         unknown = [n for n in names if self._rails.endpoint(n) is None]
         if unknown or not chosen:
-            return Refusal(
-                f"no endpoint is named {unknown[0]!r}" if unknown else "the rails name no endpoint",
-                "endpoint",
-            )
+            return self._unknown(*unknown[:1])
         self._nft.run(killtable.render_drill({e.name: e.services for e in chosen}))
         self._drill, self._drill_ends = [e.name for e in chosen], time.monotonic() + seconds
         return {"endpoints": self._drill}
@@ -194,7 +193,7 @@ class KillSwitch:
         for name in names or [e.name for e in self._rails.endpoints]:
             endpoint = self._rails.endpoint(name)
             if endpoint is None:
-                left_out.append(Refusal(f"no endpoint is named {name!r}", "endpoint"))
+                left_out.append(self._unknown(name))
                 continue
             why = self._forbidden(endpoint, by_analyser)
             if why is None:
@@ -202,6 +201,16 @@ class KillSwitch:
             elif names or why.rail == "management":
                 left_out.append(why)
         return chosen, left_out
+
+    def _unknown(self, name: str = "") -> Refusal:
+        """There is no endpoint of that name, or none at all; whoever asks in a hurry is told which there are."""
+        known = [e.name for e in self._rails.endpoints]
+        if not known:
+            return Refusal(f"{self._rails.path} names no [[endpoint]], so nothing can be cut off", "endpoint")
+        more = f" and {len(known) - MOST_NAMED} more" if len(known) > MOST_NAMED else ""
+        return Refusal(
+            f"no endpoint is named {name!r}; there are {', '.join(known[:MOST_NAMED])}{more}", "endpoint"
+        )
 
     def _forbidden(self, endpoint: Endpoint, by_analyser: bool) -> Refusal | None:
         if not endpoint.kill_switch:
