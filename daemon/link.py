@@ -14,11 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .enforcer.client import UnreachableError, judged
+from .enforcer.client import REMEDY, UnreachableError, judged
 from .enforcer.protocol import MOST_BYTES, encode
 from .errors import GatewatchError
-
-REMEDY = "is gatewatch-enforcer running?"
 
 Answer = asyncio.Future[dict[str, Any]]
 

@@ -277,7 +277,7 @@ def test_an_enforcer_that_is_away_is_asked_again(store: Store, tmp_path: Path) -
 
     asyncio.run(work())
     assert [a["state"] for a in finished] == ["failed", "done"]
-    assert "is gatewatch-enforcer running?" in finished[0]["why"]
+    assert "started as root" in finished[0]["why"]
 
 
 def test_an_enforcer_that_hangs_holds_nobody_up(store: Store, tmp_path: Path) -> None:

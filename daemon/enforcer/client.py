@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+REMEDY = "it runs where `gatewatch run` was started as root"
+
+
 class UnreachableError(EnforcerError):
     """Nobody answers on the socket. `hung`: something holds it and says nothing."""
 
@@ -77,14 +80,12 @@ class Enforcer:
             hung = isinstance(error, TimeoutError) or error.errno == 11
             raise UnreachableError(
                 f"enforcer at {self.path}: {'no answer in ' + str(timeout) + ' s' if hung else error.strerror}",
-                remedy="is gatewatch-enforcer running?",
+                remedy=REMEDY,
                 hung=hung,
             ) from None
         if not answer:
             self.close()
-            raise UnreachableError(
-                f"enforcer at {self.path} hung up", remedy="is gatewatch-enforcer running?"
-            )
+            raise UnreachableError(f"enforcer at {self.path} hung up", remedy=REMEDY)
         return answer
 
     @staticmethod
@@ -129,7 +130,7 @@ class Enforcer:
             page = answer["next"]
 
     def check(self, address: str) -> dict[str, Any]:
-        """`blocked` (the entries that cover the address) and `refused`, `rail` where a block would be refused."""
+        """`blocked` (the entries that cover the address) and `would_refuse`, `rail` where a block would be refused."""
         return self.call({"request": "check", "address": address})
 
     def kill(self, endpoints: list[str], reason: str, timeout: float = 10.0) -> dict[str, Any]:
