@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+from ..config.values import duration_text
 from ..detectors.finding import Finding
 from ..playbooks.engine import Engine
 from . import recovery
@@ -341,9 +342,14 @@ class Analyser:
         self.parts.say(
             f"incident {incident.id} {incident.priority} {incident.lead.kind} ({word}): {incident.title()}"
         )
+        if change.new and incident.lead.threshold:
+            self.parts.say(f"  because: {incident.lead.threshold}")
         for action in actions:
             if action["incident"] == incident.id and action["state"] not in ("pending", "skipped"):
-                self.parts.say(f"  {action['action']} {action['target']}: {action['state']}, {action['why']}")
+                lasting = f" for {duration_text(action['ttl_s'])}" if action["ttl_s"] else ""
+                self.parts.say(
+                    f"  {action['action']} {action['target']}{lasting}: {action['state']}, {action['why']}"
+                )
 
     async def _tick(self) -> None:
         next_snapshot = time.monotonic() + self.parts.config.store.snapshot_s

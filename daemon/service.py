@@ -26,7 +26,7 @@ from .collectors.worker import WorkerOptions, run_worker
 from .enforcer.host import own_addresses
 from .enforcer.rails import Rails
 from .errors import ConfigError, GatewatchError
-from .events import rfc3339
+from .events import NS_PER_S, rfc3339
 from .parts import LogSource, Parts
 from .sinks import jsonl  # noqa: F401 - the shipper has no right to read our files once it runs
 from .sinks.shipper import run_shipper
@@ -52,7 +52,9 @@ ENFORCER_PATIENCE_S = 5.0
 
 def say(text: str) -> None:
     """One line for whoever watches, with the time; nothing from a log can do harm in a terminal."""
-    print(f"{rfc3339(time.time_ns() // 1_000_000 * 1_000_000)} {printable(text)}", flush=True)
+    second, rest = divmod(time.time_ns(), NS_PER_S)
+    moment = f"{rfc3339(second * NS_PER_S)[:-1]}.{rest // 1_000_000:03d}Z"
+    print(f"{moment} {printable(text)}", flush=True)
 
 
 @dataclass(frozen=True, slots=True)

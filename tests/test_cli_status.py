@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from gatewatch.daemon.cli import main
-from gatewatch.daemon.cli.incidents import explained, ranges
+from gatewatch.daemon.cli.incidents import NEXT, explained, ranges
 from gatewatch.daemon.cli.output import seconds
 from gatewatch.daemon.cli.status import as_text
-from gatewatch.daemon.incidents import Correlator
+from gatewatch.daemon.incidents import TITLES, Correlator
 from gatewatch.daemon.store import Store
 from gatewatch.detectors.finding import Finding
 
@@ -120,6 +120,7 @@ def test_an_incident_is_shown_without_what_its_attacker_wrote_reaching_the_termi
     assert all(character.isprintable() or character == "\n" for character in said)
     assert "MEDIUM  Password guessing from 203.0.113.0 at sshd@gateway" in said
     assert "lines or frames: 1-3, 9" in said
+    assert "what to do: see that these users have strong passwords" in said
     assert "next: gatewatch explain 203.0.113.0" in said
     assert f"gatewatch incidents close {listed['id']}" in said
     assert main(["incidents", "show", "zzz", "--state", str(tmp_path)]) == 1
@@ -146,3 +147,16 @@ def test_runs_of_lines_are_written_in_short(numbers: list[int], text: str) -> No
 def test_times_for_people_have_whole_seconds() -> None:
     assert seconds("2026-11-24T09:27:09.744703007Z") == "2026-11-24T09:27:09Z"
     assert seconds("2026-11-24T09:27:09Z") == "2026-11-24T09:27:09Z"
+
+
+def test_every_kind_that_has_a_title_says_what_to_do() -> None:
+    assert NEXT.keys() == TITLES.keys()
+
+
+def test_an_action_is_shown_with_how_long_an_action_holds(tmp_path: Path) -> None:
+    store = stored(tmp_path)
+    [incident] = store.incidents()
+    action = {"time": "2026-11-24T08:00:00.5Z", "action": "block_source", "target": "203.0.113.0"}
+    action |= {"state": "done", "why": "dropped in the kernel", "playbook": "login-burst", "ttl_s": 5400}
+    text = "\n".join(explained(incident | {"actions": [action]}))
+    assert "block_source 203.0.113.0 for 90m: done, dropped in the kernel (playbook login-burst)" in text

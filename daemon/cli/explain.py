@@ -175,7 +175,8 @@ def as_text(found: dict[str, Any]) -> list[str]:
             f"  the kill switch is engaged for {', '.join(found['kill_switch'])}: nobody reaches them"
         )
     shown = found["incidents"][:MOST_SHOWN]
-    lines.append(f"{len(found['incidents'])} incidents" if found["incidents"] else "no incident names it")
+    many = len(found["incidents"])
+    lines.append(f"{many:,} incident{'s' * (many > 1)}" if many else "no incident names it")
     lines += [f"  {i['id']}  {i['priority']}  {i['end']}  {i['status']}  {i['title']}" for i in shown]
     if len(found["incidents"]) > len(shown):
         lines.append(f"  and {len(found['incidents']) - len(shown)} more; --json shows all")

@@ -14,6 +14,19 @@ from .output import emit, json_line, printable, say, seconds
 SinceOption = Annotated[str, typer.Option("--since", metavar="AGE", help="How far back: 90s, 30m, 24h, 7d.")]
 NoteOption = Annotated[str, typer.Option("--note", help="Why; kept with the incident.")]
 IncidentArgument = Annotated[str, typer.Argument(metavar="ID", help="The id, or its beginning.")]
+GUESSED = (
+    "see that these users have strong passwords or keys; a login that succeeds is an incident of its own"
+)
+NEXT = {
+    "brute_force": GUESSED,
+    "password_spray": GUESSED,
+    "account_compromise": "lock the user, end its sessions, and look at what it did since that login",
+    "off_allowlist_ingress": "close the port to it, or add it to allowlist.ingress if it belongs there",
+    "off_allowlist_egress": "find the process that connects; or add it to allowlist.egress if it belongs there",
+    "port_scan": "see whether the targets that answered should be reachable from there",
+    "host_sweep": "see whether the hosts that answered should be reachable from there",
+}
+"""What a person does about an incident of each kind; the first step, in words."""
 COLUMNS = ("id", "priority", "kind", "status", "start", "end", "title")
 
 
@@ -129,16 +142,26 @@ def explained(incident: dict[str, Any]) -> list[str]:
             lines.append(f"    lines or frames: {ranges(finding['lines'])}")
         lines += [f"    | {sample}" for sample in finding["samples"]]
     lines += [
-        f"  {seconds(a['time'])}  {a['action']} {a['target']}: {a['state']}, {a['why']} (playbook {a['playbook']})"
+        f"  {seconds(a['time'])}  {a['action']} {a['target']}{lasting(a)}: {a['state']}, {a['why']} "
+        f"(playbook {a['playbook']})"
         for a in incident["actions"]
     ]
     if not incident["actions"]:
         lines.append("  nothing was done about it")
     if incident["status"] != "closed":
+        if incident["kind"] in NEXT:
+            lines.append(f"  what to do: {NEXT[incident['kind']]}")
         about = incident["blockable"][:1] or incident["sources"][:1] or incident["users"][:1]
         lines += [f"  next: gatewatch explain {shlex.quote(name)}" for name in about]
         lines.append(f"  when it is over: gatewatch incidents close {incident['id']} --note TEXT")
     return lines
+
+
+def lasting(action: dict[str, Any]) -> str:
+    """For how long an action holds, in words; nothing where it has no end of its own."""
+    from ...config.values import duration_text
+
+    return f" for {duration_text(action['ttl_s'])}" if action.get("ttl_s") else ""
 
 
 def ranges(numbers: list[int]) -> str:

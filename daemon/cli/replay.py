@@ -74,7 +74,8 @@ def main(argv: Sequence[str]) -> int:
         if summary.packets:
             read.append(f"{summary.packets:,} packets")
         many = "1 incident" if len(found) == 1 else f"{len(found):,} incidents"
-        print(f"{many} in {' and '.join(read) or 'nothing'}", file=sys.stderr)
+        more = "; --json gives users, figures and lines of each" if found else ""
+        print(f"{many} in {' and '.join(read) or 'nothing'}{more}", file=sys.stderr)
     return 1 if summary.problems else 0
 
 
