@@ -10,7 +10,7 @@ import typer
 
 from ..errors import EnforcerError, RefusedError, StoreError
 from .options import ConfigOption, JsonOption, StateOption, load_config, socket_path, store_path
-from .output import json_line, printable
+from .output import json_line, printable, seconds
 
 if TYPE_CHECKING:
     from ...config.schema import Config
@@ -181,7 +181,7 @@ def as_text(found: dict[str, Any]) -> list[str]:
     if len(found["incidents"]) > len(shown):
         lines.append(f"  and {len(found['incidents']) - len(shown)} more; --json shows all")
     lines += [
-        f"  {a['time']}  {a['action']} {a['target']}: {a['state']}, {a['why']}"
+        f"  {seconds(a['time'])}  {a['action']} {a['target']}: {a['state']}, {a['why']} (incident {a['incident']})"
         for a in found["actions"][-MOST_SHOWN:]
     ]
     lines += [f"not known: {text}" for text in found["unknown"]]
