@@ -137,7 +137,13 @@ class Incident:
             parts.append(f"of {listed(lead.users or tuple(users))}")
         if sources:
             parts.append(f"from {listed(sources)}")
-        if targets:
+        many = lead.figures.get("distinct_targets")
+        if many and lead.kind == "host_sweep":
+            parts.append(f"at port {lead.figures.get('port')} of {many} addresses")
+        elif many and lead.kind == "port_scan":
+            hosts = {target.rpartition(":")[0] for target in lead.targets}
+            parts.append(f"at {many} ports of {listed(sorted(hosts))}")
+        elif targets:
             parts.append(
                 f"to {listed(targets)}" if lead.entity_type == "destination" else f"at {listed(targets)}"
             )

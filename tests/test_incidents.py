@@ -38,6 +38,20 @@ def finding(
     return Finding(**(values | more))
 
 
+def test_a_scan_is_named_by_its_true_count_and_not_by_the_targets_that_are_listed() -> None:
+    targets = tuple(f"192.0.2.2:{port}/tcp" for port in range(1, 33))
+    scan = finding(kind="port_scan", targets=targets, figures={"distinct_targets": 400})
+    [change] = Correlator().apply([scan])
+    assert change.incident.title() == "Port scan from 203.0.113.7 at 400 ports of 192.0.2.2"
+    sweep = finding(
+        kind="host_sweep",
+        targets=("192.0.2.1:22/tcp", "192.0.2.2:22/tcp"),
+        figures={"distinct_targets": 90, "port": 22},
+    )
+    [change] = Correlator().apply([sweep])
+    assert change.incident.title() == "Host sweep from 203.0.113.7 at port 22 of 90 addresses"
+
+
 def test_findings_about_one_source_are_one_incident_named_by_the_gravest() -> None:
     correlator = Correlator()
     correlator.apply([finding()])
