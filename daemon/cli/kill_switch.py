@@ -106,10 +106,12 @@ def main(argv: list[str]) -> int:
         return _drill(speaker, options)
     message: dict[str, object] = {"request": "status"}
     if options.action != "status":
+        from ..enforcer.client import plain
+
         message = {
             "request": "kill" if options.action == "engage" else "release",
             "endpoints": options.endpoints,
-            "reason": options.reason,
+            "reason": plain(options.reason),
         }
     answer = speaker.call(message)
     from . import kill_switch_text

@@ -109,7 +109,7 @@ class Enforcer:
         The answer has `address` as it is in force, `ttl_s` that remain, `already`, and for an operator `cut` (sockets
         ended; for the analyser that follows after the answer).
         """
-        message: dict[str, object] = {"request": "block", "address": address, "reason": _plain(reason)}
+        message: dict[str, object] = {"request": "block", "address": address, "reason": plain(reason)}
         if ttl_s is not None:
             message["ttl_s"] = ttl_s
         if incident:
@@ -119,7 +119,7 @@ class Enforcer:
         return self.call(message)
 
     def unblock(self, address: str, reason: str) -> dict[str, Any]:
-        return self.call({"request": "unblock", "address": address, "reason": _plain(reason)})
+        return self.call({"request": "unblock", "address": address, "reason": plain(reason)})
 
     def blocks(self) -> Iterator[dict[str, Any]]:
         """Every block in force, oldest first; what changes meanwhile may be missing or appear twice."""
@@ -135,16 +135,16 @@ class Enforcer:
 
     def kill(self, endpoints: list[str], reason: str, timeout: float = 10.0) -> dict[str, Any]:
         """Cut the named endpoints off, or all for an empty list; the answer is the receipt."""
-        return self.call({"request": "kill", "endpoints": endpoints, "reason": _plain(reason)}, timeout)
+        return self.call({"request": "kill", "endpoints": endpoints, "reason": plain(reason)}, timeout)
 
     def release(self, endpoints: list[str], reason: str) -> dict[str, Any]:
-        return self.call({"request": "release", "endpoints": endpoints, "reason": _plain(reason)})
+        return self.call({"request": "release", "endpoints": endpoints, "reason": plain(reason)})
 
     def status(self) -> dict[str, Any]:
         return self.call({"request": "status"})
 
 
-def _plain(reason: str) -> str:
+def plain(reason: str) -> str:
     """A reason may quote what an attacker wrote; the enforcer takes no control characters."""
     kept = reason[:500]
     return kept if kept.isprintable() else "".join(c if c.isprintable() else "?" for c in kept)
