@@ -24,14 +24,14 @@ def extensions() -> list[Extension]:
     except ImportError:
         print("gatewatch: Cython is missing; the hot loops stay uncompiled", file=sys.stderr)
         return []
-    return cythonize(
-        [
-            Extension(name, [path], optional=True, extra_compile_args=["-O2", "-g0"])
-            for name, path in HOT.items()
-        ],
+    made: list[Extension] = cythonize(
+        [Extension(name, [path], extra_compile_args=["-O2", "-g0"]) for name, path in HOT.items()],
         compiler_directives=DIRECTIVES,
         build_dir="build/cython",
     )
+    for extension in made:
+        extension.optional = True  # cythonize does not pass it on
+    return made
 
 
 class BuildPackage(build_py):
