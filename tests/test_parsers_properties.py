@@ -223,6 +223,19 @@ def test_no_index_leaves_the_line(uncompiled: ModuleType, data: st.DataObject) -
         parser._scanner.access(line, 1, batch, unparsed, forwarded)  # type: ignore[attr-defined]
 
 
+def test_a_long_chunk_is_read_uncompiled_as_it_is_compiled(
+    uncompiled: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunk = b"".join(
+        b"Dec 10 06:55:46 gw sshd[%d]: Failed password for root from 203.0.113.7 port 4711 ssh2\n" % n
+        for n in range(1000)
+    )
+    assert len(chunk) > 1 << 16
+    usual = make_parser("sshd", OPTIONS).parse(chunk)
+    plain = of_source("sshd", uncompiled, monkeypatch).parse(chunk)
+    assert columns_of(plain.events) == columns_of(usual.events)
+
+
 def test_the_uncompiled_hash_is_the_compiled_one(uncompiled: ModuleType) -> None:
     for size in range(40):
         data = bytes(range(size))

@@ -420,9 +420,9 @@ class Scanner:
     q: cython.p_const_uchar
     pam_class: cython.int
     login: cython.int
-    first: cython.short[::1]
-    order: cython.short[::1]
-    lengths: cython.short[::1]
+    first: cython.longlong[::1]
+    order: cython.longlong[::1]
+    lengths: cython.longlong[::1]
     offsets: cython.int[::1]
     kinds: cython.uchar[::1]
     outcomes: cython.uchar[::1]
@@ -481,11 +481,11 @@ class Scanner:
         self.strict = strict
         self.prefixes = b"".join([shape[1] for shape in shapes])
         self.q = self.prefixes
-        self.lengths = np.array([len(shape[1]) for shape in shapes], np.int16)
+        self.lengths = np.array([len(shape[1]) for shape in shapes], np.int64)
         self.offsets = np.cumsum([0] + [len(shape[1]) for shape in shapes]).astype(np.int32)
         self.kinds = np.array([shape[2] for shape in shapes], np.uint8)
         self.outcomes = np.array([shape[3] for shape in shapes], np.uint8)
-        first = np.full(len(strict) * 256, -1, np.int16)
+        first = np.full(len(strict) * 256, -1, np.int64)
         order: list[int] = []
         for program in range(len(strict)):
             mine = [i for i, shape in enumerate(shapes) if shape[0] == program]
@@ -494,7 +494,7 @@ class Scanner:
                 first[program * 256 + lead] = len(order)
                 order += [i for i in mine if shapes[i][1][:1] in (b"", bytes((lead,)))] + [-1]
         self.first = first
-        self.order = np.array(order + [-1], np.int16)
+        self.order = np.array(order + [-1], np.int64)
         self.slots = np.zeros((SLOTS, 3), np.int64)
         self.slot_hash = np.zeros(SLOTS, np.uint64)
         self.hour_key = -1
