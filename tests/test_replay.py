@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +102,29 @@ def test_no_configuration_is_the_same_as_the_defaults(data: Path) -> None:
     assert bare.incidents() == replayed(log, year=2023)
     assert detection_settings(None, ()) == detection_settings(load(), ())
     assert load().detection.incident_gap_s == DEFAULT_GAP_S
+
+
+UNCOMPILED = """
+import importlib.machinery, importlib.util, pkgutil, sys
+import gatewatch
+class Source:
+    def find_spec(self, name, path=None, target=None):
+        if not name.startswith("gatewatch.") or path is None:
+            return None
+        finder = importlib.machinery.FileFinder(
+            next(iter(path)), (importlib.machinery.SourceFileLoader, importlib.machinery.SOURCE_SUFFIXES))
+        return finder.find_spec(name)
+sys.meta_path.insert(0, Source())
+from gatewatch.daemon.cli import main
+status = main(sys.argv[1:])
+import gatewatch.detectors.sketches as sketches
+assert sketches.__file__.endswith(".py"), sketches.__file__
+sys.exit(status)
+"""
+
+
+def test_the_loops_find_the_same_uncompiled(data: Path) -> None:
+    log = data / "logs" / "loghub-openssh-2k.log"
+    command = [sys.executable, "-c", UNCOMPILED, "replay", "--json", "--year", "2023", str(log)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert [json.loads(line) for line in said.splitlines()] == replayed(log, year=2023)
