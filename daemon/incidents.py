@@ -78,6 +78,8 @@ class Told(NamedTuple):
 
 
 NOTHING_TOLD = Told()
+GROWTH = 4
+"""By what factor the evidence must grow for news while an attack goes on; the last figures are told when it rests."""
 
 
 @dataclass(slots=True)
@@ -370,11 +372,11 @@ class Correlator:
 
     def tell(self, incident: Incident, new: bool = False, *, at_rest: bool = False) -> Change:
         """A new revision for a new incident, kind, priority, finding or blockable source, each time the evidence
-        has doubled, and `at_rest` for whatever it has grown by."""
+        has grown fourfold, and `at_rest` for whatever it has grown by."""
         lead, blockable = incident.lead, len(incident.together("blockable"))
         now = Told(lead.kind, incident.priority, len(incident.findings), blockable, incident.weight)
         before = incident.told
-        telling = at_rest or now[:4] != before[:4] or now.weight >= 2 * before.weight
+        telling = at_rest or now[:4] != before[:4] or now.weight >= GROWTH * before.weight
         if telling:
             incident.revision += 1
             incident.told = now
