@@ -51,6 +51,7 @@ class Journald:
         self.options = [f"--namespace={self.name}"]
         self.socket = Path(f"/run/systemd/journal.{self.name}/socket")
         self._process: subprocess.Popen[bytes] | None = None
+        self._senders: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
         self._process = subprocess.Popen([JOURNALD, self.name], stderr=subprocess.DEVNULL)
@@ -63,21 +64,34 @@ class Journald:
     def send(
         self, message: bytes | str, command: str = "sshd", user: int = 0, identifier: str = "sshd"
     ) -> None:
-        """Sends by the native protocol from a process that is called `command` and belongs to `user`."""
+        """Sends by the native protocol from a process that is called `command` and belongs to `user`.
+
+        The process lives until `stop`: journald asks /proc about it some time after it has read the message.
+        """
         code = (
             "import ctypes, os, socket, struct, sys\n"
             "name, user, path = sys.argv[1], int(sys.argv[2]), sys.argv[3]\n"
             "os.setgid(user); os.setuid(user)\n"
             "ctypes.CDLL(None).prctl(15, name.encode())\n"  # PR_SET_NAME
-            "data = sys.stdin.buffer.read()\n"
+            "data = sys.stdin.buffer.read(int(sys.argv[5]))\n"
             "s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
             "s.connect(path)\n"
             "s.send(b'SYSLOG_IDENTIFIER=' + sys.argv[4].encode() + b'\\nMESSAGE\\n' + "
             "struct.pack('<Q', len(data)) + data + b'\\n')\n"
+            "print('sent', flush=True)\n"
+            "sys.stdin.buffer.read()\n"
         )
         data = message.encode() if isinstance(message, str) else message
-        command_line = [sys.executable, "-c", code, command, str(user), str(self.socket), identifier]
-        subprocess.run(command_line, input=data, check=True)
+        words = [command, str(user), str(self.socket), identifier, str(len(data))]
+        sender = subprocess.Popen(
+            [sys.executable, "-c", code, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        self._senders.append(sender)
+        assert sender.stdin is not None
+        assert sender.stdout is not None
+        sender.stdin.write(data)
+        sender.stdin.flush()
+        assert sender.stdout.readline() == b"sent\n"
 
     def send_many(self, count: int) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
@@ -86,6 +100,8 @@ class Journald:
                 sender.send(b"SYSLOG_IDENTIFIER=sshd\nMESSAGE=number %d\n" % number)
 
     def stop(self) -> None:
+        for sender in self._senders:
+            sender.communicate()
         if self._process is not None:
             self._process.terminate()
             self._process.wait()
