@@ -288,3 +288,10 @@ def test_a_saved_state_goes_on_as_if_nothing_had_happened(drawn: list[Any], midd
     resumed.load(straight.save())
     rest = batch_of(flows[middle:])
     assert resumed.update(rest) == straight.update(rest)
+
+
+def test_a_live_flow_is_cited_by_no_frame() -> None:
+    flows = [came(n / 10, port=n + 1, state=FlowState.SYN, frame=0, flow=f"live {n}") for n in range(40)]
+    assert only(run(detection(), flows)).lines == ()
+    off = [went(0, frame=0), went(1, frame=0, flow="again")]
+    assert only(run(detection(egress=[]), off)).lines == ()

@@ -201,7 +201,7 @@ class AllowList:
             threshold=f"any flow whose {'destination' if egress else 'source'} no rule allows",
             baseline="the allow-list of the site",
             techniques=techniques,
-            lines=record.lines,
+            lines=tuple(filter(None, record.lines)),  # a live flow has no frame
             provenance=record.provenance,
             blockable=(address,) if record.blockable and not egress and not by_endpoint else (),
         )

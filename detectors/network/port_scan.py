@@ -130,7 +130,7 @@ class PortScan:
             threshold=f"{self._targets} {what} in {self._window_ns // NS_PER_S} s without a completed handshake",
             baseline="clients complete nearly every handshake that they begin",
             techniques=("T1046",),
-            lines=record.lines,
+            lines=tuple(filter(None, record.lines)),  # a live flow has no frame
             provenance=record.provenance,
             blockable=(entity,) if record.blockable and record.amounts[0] else (),
         )
