@@ -21,6 +21,7 @@ GATEWAY = HOSTS["gateway"]
 ANALYSER_UID = 61_234
 OPERATORS_GID = 0  # the group root exists everywhere
 FRONT, BACK, OTHER = 8443, 8000, 8500
+SILENCE_S = 0.7  # how long nothing has to come, where nothing may
 
 RAILS = f"""
 management = ["{HOSTS["management"].v4}/32"]
@@ -144,22 +145,32 @@ class Rig:
             thread.join()
             listener.close()
 
-    def connect(self, port: int, source: str = HOSTS["client"].v4, limit_s: float = 0.7) -> socket.socket:
+    def connect(self, port: int, source: str = HOSTS["client"].v4, limit_s: float = 5.0) -> socket.socket:
         """A connection to the gateway from one of the lab's addresses. Raises OSError where it is not taken."""
         host = next(n for n, h in HOSTS.items() if source in (h.v4, h.v6, *h.more))
         with self.lab.inside(host):
             address = GATEWAY.v6 if ":" in source else GATEWAY.v4
             return socket.create_connection((address, port), timeout=limit_s, source_address=(source, 0))
 
-    def reaches(self, port: int, source: str = HOSTS["client"].v4, limit_s: float = 0.7) -> bool:
+    def reaches(self, port: int, source: str = HOSTS["client"].v4, limit_s: float = 5.0) -> bool:
+        """Whether data comes from there; see `unreachable` for the opposite, which cannot wait as long."""
         try:
             with self.connect(port, source, limit_s) as connection:
                 return bool(connection.recv(1))
         except OSError:
             return False
 
+    def unreachable(self, port: int, source: str = HOSTS["client"].v4) -> bool:
+        """Whether nothing comes from there, for some time."""
+        return not self.reaches(port, source, SILENCE_S)
 
-def flows(connection: socket.socket, limit_s: float = 0.7) -> bool:
+
+def stopped(connection: socket.socket) -> bool:
+    """Whether nothing comes any more, for some time."""
+    return not flows(connection, SILENCE_S)
+
+
+def flows(connection: socket.socket, limit_s: float = 5.0) -> bool:
     """Whether data still comes, once what had arrived before is read."""
     try:
         connection.setblocking(False)

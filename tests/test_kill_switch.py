@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from enforcer_rig import BACK, FRONT, GATEWAY, OTHER, RAILS, Rig, flows
+from enforcer_rig import BACK, FRONT, GATEWAY, OTHER, RAILS, Rig, flows, stopped
 from gatewatch.daemon.enforcer import killtable
 from gatewatch.daemon.enforcer.rails import parse
 from gatewatch.daemon.errors import EnforcerError
@@ -83,8 +83,8 @@ def test_a_running_answer_stops_and_everything_else_goes_on(rig: Rig, source: st
             assert receipt["engaged"] == ["models"]
             assert (receipt["connections_before"], receipt["connections_after"]) == (1, 0)
             assert receipt["reason"] == "test"
-            assert not flows(answer)
-            assert not rig.reaches(FRONT, source)
+            assert stopped(answer)
+            assert rig.unreachable(FRONT, source)
             assert flows(other)
             assert rig.reaches(OTHER, source)
         code, said = rig.command("release", "--endpoint", "models", "--reason", "over")
@@ -102,7 +102,7 @@ def test_what_a_proxy_fetches_from_the_back_on_loopback_stops_as_well(rig: Rig) 
             assert flows(connection)
             _, receipt = rig.command("engage", "--reason", "test")
             assert receipt["connections_before"] == 1
-            assert not flows(connection)
+            assert stopped(connection)
         with rig.lab.inside("gateway"), pytest.raises(OSError):
             socket.create_connection(("127.0.0.1", BACK), timeout=0.5)
 
@@ -160,19 +160,19 @@ def test_a_disk_that_takes_nothing_does_not_keep_it_from_working(rig: Rig) -> No
         code, receipt = rig.command("engage", "--endpoint", "models", "--reason", "test")
         assert code == 1
         assert "File too large" in receipt["not_proven"][0]
-        assert not rig.reaches(FRONT)
+        assert rig.unreachable(FRONT)
         with pytest.raises(EnforcerError, match="File too large"):
             rig.enforcer().block(ATTACKER, ttl_s=60, reason="test")
         rig.stop(signal.SIGKILL)
         rig.start("prlimit", "--fsize=1")
-        assert not rig.reaches(FRONT)
+        assert rig.unreachable(FRONT)
         assert rig.command("status")[1]["kills"][0]["kernel"] is True
         rig.stop(signal.SIGKILL)
         rig.start()
         rig.stop(signal.SIGKILL)
         rig.nft("flush ruleset")
         rig.start()
-        assert not rig.reaches(FRONT), "once the disk takes it again, it is recorded"
+        assert rig.unreachable(FRONT), "once the disk takes it again, it is recorded"
 
 
 @pytest.mark.lab
@@ -277,11 +277,11 @@ def test_it_stays_engaged_through_a_crash_a_restart_and_a_reboot(rig: Rig) -> No
     with rig.serving(FRONT):
         rig.command("engage", "--endpoint", "models", "--reason", "test")
         rig.stop(signal.SIGKILL)
-        assert not rig.reaches(FRONT)
+        assert rig.unreachable(FRONT)
         rig.nft("flush ruleset")
         assert rig.reaches(FRONT)
         rig.start()
-        assert not rig.reaches(FRONT)
+        assert rig.unreachable(FRONT)
         _, status = rig.command("status")
         assert [k["endpoint"] for k in status["kills"]] == ["models"]
         assert status["differs"] == []
@@ -296,7 +296,7 @@ def test_broken_rails_keep_the_enforcer_away_but_nothing_is_let_go(rig: Rig) -> 
         rig.rails.write_text("management = 7")
         with pytest.raises(AssertionError, match="key management"):
             rig.start()
-        assert not rig.reaches(FRONT)
+        assert rig.unreachable(FRONT)
         rig.process = None
 
 
@@ -309,10 +309,10 @@ def test_with_the_enforcer_dead_root_does_it_all(rig: Rig) -> None:
         assert code == 0
         assert receipt["proven"]
         assert "did not answer" in receipt["enforcer"]
-        assert not flows(answer)
+        assert stopped(answer)
         assert rig.command("status")[1]["kills"][0]["reason"] == "test"
         rig.start()
-        assert not rig.reaches(FRONT)
+        assert rig.unreachable(FRONT)
         assert rig.command("status")[1]["kills"][0]["reason"] == "test"
         rig.stop(signal.SIGKILL)
         assert rig.command("release", "--reason", "over")[0] == 0
@@ -325,7 +325,7 @@ def test_with_the_enforcer_hung_root_cuts_off_and_the_enforcer_takes_it_over(rig
     with rig.serving(FRONT):
         rig.process.send_signal(signal.SIGSTOP)
         code, receipt = rig.command("engage", "--endpoint", "models", "--reason", "test")
-        assert not rig.reaches(FRONT)
+        assert rig.unreachable(FRONT)
         assert code == 1
         assert not receipt["proven"]
         assert "held by another process" in receipt["not_proven"][0]
@@ -338,7 +338,7 @@ def test_with_the_enforcer_hung_root_cuts_off_and_the_enforcer_takes_it_over(rig
         rig.stop(signal.SIGKILL)
         rig.nft("flush ruleset")
         rig.start()
-        assert not rig.reaches(FRONT)
+        assert rig.unreachable(FRONT)
 
 
 @pytest.mark.lab
@@ -358,7 +358,7 @@ def test_what_others_do_to_its_table_is_mended(rig: Rig, change: str) -> None:
         rig.command("engage", "--endpoint", "models", "--reason", "test")
         rig.nft(change)
         wait_for("the mending", lambda: rig.enforcer().status()["differs"] == [])
-        assert not rig.reaches(FRONT)
+        assert rig.unreachable(FRONT)
 
 
 @pytest.mark.lab
@@ -380,7 +380,7 @@ def test_new_ports_in_the_rails_are_cut_off_while_engaged(rig: Rig) -> None:
         assert rig.reaches(8444)
         rig.rails.write_text(RAILS.replace(f'"*:{FRONT}/udp"', '"*:8444/tcp"'))
         rig.process.send_signal(signal.SIGHUP)
-        wait_for("the new port", lambda: not rig.reaches(8444, limit_s=0.3))
+        wait_for("the new port", lambda: rig.unreachable(8444))
         rig.command("release", "--reason", "over")
         assert rig.reaches(8444)
 
@@ -392,7 +392,7 @@ def test_the_break_glass_file_works_alone_and_is_reported_and_left_alone(rig: Ri
         rig.stop()
         assert rig.reaches(FRONT)
         rig.nft_file(glass)
-        assert not rig.reaches(FRONT)
+        assert rig.unreachable(FRONT)
         assert rig.reaches(OTHER)
         rig.start()
         assert rig.command("status")[1]["break_glass"] == ["automatic", "models"]
@@ -402,7 +402,7 @@ def test_the_break_glass_file_works_alone_and_is_reported_and_left_alone(rig: Ri
         code, said = rig.command("release", "--reason", "over")
         assert code == 1
         assert said["break_glass"] is True
-        assert not rig.reaches(FRONT)
+        assert rig.unreachable(FRONT)
         undo = next(line for line in glass.read_text().splitlines() if "release:" in line)
         rig.nft(undo.partition("nft ")[2])
         assert rig.reaches(FRONT)

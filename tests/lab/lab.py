@@ -127,6 +127,9 @@ class Lab:
         router = self.namespace("router")
         for name in ("router", *HOSTS):
             subprocess.run(["ip", "netns", "add", self.namespace(name)], check=True)
+            with self.inside(name):
+                # Without it a router solicits no neighbour until its own link-local address has been probed for.
+                Path("/proc/sys/net/ipv6/conf/default/accept_dad").write_text("0")
         lines = ["link set lo up"]
         for name, host in HOSTS.items():
             lines += [
@@ -150,6 +153,11 @@ class Lab:
                 f"-6 route add default via {host.v6_router}",
             ]
             self._ip(self.namespace(name), lines)
+        for name in HOSTS.keys() - {"gateway"}:
+            with self.inside(name):
+                for address in (HOSTS["gateway"].v4, HOSTS["gateway"].v6):
+                    # The kernel takes up to a second to notice a carrier, and longer to find a neighbour.
+                    wait_for(f"the way from {name} to {address}", partial(_refuses, address))
 
     @staticmethod
     def _ip(namespace: str, lines: Sequence[str]) -> None:
@@ -386,6 +394,17 @@ def answers(address: str, port: int, limit_s: float = 1.0, source: str = "") -> 
             return True
     except OSError:
         return False
+
+
+def _refuses(address: str) -> bool:
+    """Whether the machine at `address` is heard: nothing serves the discard port."""
+    try:
+        socket.create_connection((address, 9), 0.2).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def read(path: Path) -> str:
