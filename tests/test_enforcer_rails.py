@@ -44,17 +44,23 @@ def test_the_shipped_file_is_valid_and_every_default_in_it_is_true(repository: P
         "longest_",
         "smallest_",
         "[",
-        "name",
+        "name =",
         "criticality",
         "fronts",
         "backs",
         "kill_",
+        "cut_helper",
+        "namespaces =",
+        "public_key",
     )
     shown = parse("\n".join(line for line in lines if line.startswith(keys)))
     assert shown.limits == Limits()
     (endpoint,) = shown.endpoints
     assert endpoint.kill_switch
     assert not endpoint.kill_without_person
+    assert endpoint.namespaces == ("/run/netns/models", "/run/docker/netns/*")
+    assert [s.name for s in shown.signers] == ["alice"]
+    assert not shown.two_people and not shown.cut_helper
     assert [str(s) for s in endpoint.services] == ["*:443/tcp", "[2001:db8::1]:443/udp", "127.0.0.1:8000/tcp"]
 
 

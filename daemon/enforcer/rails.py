@@ -18,6 +18,9 @@ Address = IPv4Address | IPv6Address
 PREFIXES = {4: (32, 24), 6: (128, 64, 48)}
 """The prefix lengths that can be blocked, by family: one hash set in the kernel for each."""
 
+TWO_PEOPLE = ("release", "unblock", "kill")
+"""The actions that can be made to need two different people."""
+
 SSH = 22
 CRITICALITIES = ("critical", "high", "normal")
 
@@ -59,6 +62,7 @@ class Endpoint(NamedTuple):
     backs: tuple[Service, ...]
     kill_switch: bool
     kill_without_person: bool
+    namespaces: tuple[str, ...] = ()  # paths (or patterns) of network namespaces in which it serves
 
     @property
     def services(self) -> tuple[Service, ...]:
@@ -82,13 +86,24 @@ _LIMITS = {
 }
 
 
+class Signer(NamedTuple):
+    """A person who may command by signature."""
+
+    name: str
+    public_key: bytes  # Ed25519, RFC 8032: 32 bytes
+
+
 class Rails(NamedTuple):
     """What `rails.toml` says. `text` is the file as read."""
 
     management: tuple[Network, ...] = ()
     never_block: tuple[Network, ...] = ()
     proxies: tuple[Network, ...] = ()
+    sinks: tuple[Network, ...] = ()
     operators: str = ""
+    two_people: frozenset[str] = frozenset()
+    signers: tuple[Signer, ...] = ()
+    cut_helper: bool = False
     limits: Limits = Limits()
     endpoints: tuple[Endpoint, ...] = ()
     path: str = ""
@@ -103,6 +118,7 @@ class Rails(NamedTuple):
         named = [(n, "management") for n in self.management]
         named += [(n, "never_block") for n in self.never_block]
         named += [(n, "proxies") for n in self.proxies]
+        named += [(n, "sinks") for n in self.sinks]
         return (*IMPLICIT, *named, *surroundings)
 
 
@@ -219,7 +235,13 @@ def parse(text: str, path: str = "rails.toml") -> Rails:
         management=table.networks("management"),
         never_block=table.networks("never_block"),
         proxies=table.networks("proxies"),
+        sinks=table.networks("sinks"),
         operators=table.take("operators", str, ""),
+        two_people=table.words("two_people", TWO_PEOPLE),
+        signers=tuple(
+            _signer(_Table(s, path, f"signer[{i}].")) for i, s in enumerate(table.tables("signer"))
+        ),
+        cut_helper=table.take("cut_helper", bool, False),
         limits=made,
         endpoints=tuple(
             _endpoint(_Table(e, path, f"endpoint[{i}].")) for i, e in enumerate(table.tables("endpoint"))
@@ -228,18 +250,33 @@ def parse(text: str, path: str = "rails.toml") -> Rails:
         text=text,
     )
     table.nothing_left()
-    names = [e.name for e in rails.endpoints]
-    for twice in {n for n in names if names.count(n) > 1}:
-        raise ConfigError(
-            f"rails {path}: key endpoint: two are named {twice!r}", remedy="give each its own name"
-        )
+    for key, names in (
+        ("endpoint", [e.name for e in rails.endpoints]),
+        ("signer", [s.name for s in rails.signers]),
+    ):
+        for twice in {n for n in names if names.count(n) > 1}:
+            raise ConfigError(
+                f"rails {path}: key {key}: two are named {twice!r}", remedy="give each its own name"
+            )
     return rails
 
 
+def _signer(table: _Table) -> Signer:
+    import base64
+
+    name = table.name()
+    try:
+        key = base64.b64decode(table.take("public_key", str, ""), validate=True)
+    except ValueError:
+        key = b""
+    if len(key) != 32:
+        raise table.wrong("public_key", "an Ed25519 public key: 32 bytes in base64")
+    table.nothing_left()
+    return Signer(name, key)
+
+
 def _endpoint(table: _Table) -> Endpoint:
-    name = table.take("name", str, "")
-    if not 0 < len(name) <= 64 or not all(c.isascii() and (c.isalnum() or c in "._-") for c in name):
-        raise table.wrong("name", "1 to 64 letters, digits, '.', '_' or '-'")
+    name = table.name()
     criticality = table.take("criticality", str, "normal")
     if criticality not in CRITICALITIES:
         raise table.wrong("criticality", f"one of {', '.join(CRITICALITIES)}")
@@ -250,6 +287,7 @@ def _endpoint(table: _Table) -> Endpoint:
         backs=table.services("backs"),
         kill_switch=table.take("kill_switch", bool, True),
         kill_without_person=table.take("kill_without_person", bool, False),
+        namespaces=table.paths("namespaces"),
     )
     table.nothing_left()
     if not endpoint.services:
@@ -290,6 +328,24 @@ class _Table:
         if not all(type(item) is dict for item in value):
             raise self.wrong(key, f"tables, each under [[{key}]]")
         return list(value)
+
+    def name(self) -> str:
+        name: str = self.take("name", str, "")
+        if not 0 < len(name) <= 64 or not all(c.isascii() and (c.isalnum() or c in "._-") for c in name):
+            raise self.wrong("name", "1 to 64 letters, digits, '.', '_' or '-'")
+        return name
+
+    def words(self, key: str, known: tuple[str, ...]) -> frozenset[str]:
+        value = self.take(key, list, [])
+        if not all(type(item) is str and item in known for item in value):
+            raise self.wrong(key, f"a list of {', '.join(known)}")
+        return frozenset(value)
+
+    def paths(self, key: str) -> tuple[str, ...]:
+        value = self.take(key, list, [])
+        if not all(type(item) is str and item.startswith("/") and item.isprintable() for item in value):
+            raise self.wrong(key, "a list of absolute paths, such as /run/netns/models")
+        return tuple(value)
 
     def networks(self, key: str) -> tuple[Network, ...]:
         return tuple(self._each(key, network_of))
