@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -26,6 +27,9 @@ GENESIS = "0" * 64
 MOST_FILE_BYTES = 16 << 20
 """A journal that grew longer than this, and than four times what its state needs, is begun anew."""
 KEPT_FILES = 16
+MOST_REMEMBERED = 2_000
+"""Notable entries that are kept at hand for who follows the journal."""
+UNREMARKABLE = frozenset({"tick", "state", "restore", "head"})
 _SEAL = b',"hash":"'
 _SEAL_BYTES = len(_SEAL) + 64 + len(b'"}')
 _BLOCKS_AN_ENTRY = 500
@@ -63,6 +67,7 @@ class Reader:
     def __init__(self, path: str) -> None:
         self.path = path
         self.good_bytes = 0
+        self.seal = GENESIS  # of the entry that was given last
         self.verdict = Verdict(0, GENESIS, 0, True, 0, "")
 
     def __iter__(self) -> Iterator[tuple[dict[str, Any], bool]]:
@@ -81,6 +86,7 @@ class Reader:
                 if not note:
                     head, sequence, entries = digest, sequence + 1, entries + 1
                 self.good_bytes += len(line)
+                self.seal = digest
                 if entry:
                     yield entry, not note
         self.verdict = Verdict(entries, head, sequence, not note, torn, note)
@@ -110,6 +116,7 @@ class Journal:
         self.path = f"{folder}/journal"
         self.state = State()
         self.note = ""
+        self.remembered: deque[tuple[dict[str, Any], str]] = deque(maxlen=MOST_REMEMBERED)
         self._now = now
         self._file = -1
         self._lock = -1
@@ -158,6 +165,7 @@ class Journal:
             ) from None
         self.head, self.sequence, self._bytes = digest, self.sequence + 1, self._bytes + len(line)
         self.state.apply(entry)
+        self._remember(entry, digest)
         return entry
 
     def sync(self) -> None:
@@ -170,6 +178,12 @@ class Journal:
         """Begin a new file where this one has grown. Raises EnforcerError; then the old file goes on."""
         if self._bytes > max(MOST_FILE_BYTES, 4 * self._base_bytes):
             self._begin_anew(f"journal-{self.sequence}", "")
+
+    def _remember(self, entry: dict[str, Any], digest: str) -> None:
+        """Keep what a person or a SIEM wants to know; what the analyser did itself, it knows."""
+        own = entry.get("by") == "analyser" and entry.get("do") in ("block", "unblock")
+        if entry.get("do") not in UNREMARKABLE and not own:
+            self.remembered.append((entry, digest))
 
     def _take_lock(self, wait_s: float) -> None:
         self._lock = os.open(f"{self.folder}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -190,6 +204,8 @@ class Journal:
         reader = Reader(self.path)
         for entry, good in reader:
             self.state.apply(entry, trusted=good)
+            if good:
+                self._remember(entry, reader.seal)
         return reader.verdict, reader.good_bytes
 
     def _open(self, verdict: Verdict) -> None:
