@@ -117,6 +117,7 @@ class Journal:
         self.state = State()
         self.note = ""
         self.remembered: deque[tuple[dict[str, Any], str]] = deque(maxlen=MOST_REMEMBERED)
+        self.first = 1  # sequence of the first entry that this file holds
         self._now = now
         self._file = -1
         self._lock = -1
@@ -202,8 +203,10 @@ class Journal:
         if not os.path.exists(self.path):
             return Verdict(0, GENESIS, 0, True, 0, ""), 0
         reader = Reader(self.path)
-        for entry, good in reader:
+        for number, (entry, good) in enumerate(reader):
             self.state.apply(entry, trusted=good)
+            if number == 0:
+                self.first = _number(entry.get("seq"))
             if good:
                 self._remember(entry, reader.seal)
         return reader.verdict, reader.good_bytes
@@ -241,7 +244,7 @@ class Journal:
                 "do": "state",
                 "previous": self.head,
                 "broken": broken,
-                "kills": state.kills_said(),
+                **state.said(),
             }
         ]
         blocks = state.blocks_said()

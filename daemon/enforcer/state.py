@@ -2,7 +2,8 @@
 
 Time is counted on the journal's own clock, which only its entries drive: within one boot it advances as
 CLOCK_BOOTTIME does, whatever the wall clock is set to; from one boot to the next by the wall clock, and never
-backwards. What remains of a block is thus never more than at the last entry before a crash or a reboot.
+backwards. What remains of a block is thus never more than at the last entry before a crash or a reboot. A kill
+switch that ends by itself errs the other way: its clock stands still while the machine is off.
 """
 
 from __future__ import annotations
@@ -49,6 +50,17 @@ class Kill(NamedTuple):
     since_ns: int
     by: str
     reason: str
+    ends_ns: int = 0  # on the clock that stands still while the machine is off; 0: until released
+
+
+class Approval(NamedTuple):
+    """A request that waits for a second person."""
+
+    asked: dict[str, Any]
+    by: str
+    person: str  # who that is, whatever account was used
+    since_ns: int
+    ends_ns: int  # on the journal's clock
 
 
 class State:
@@ -57,8 +69,11 @@ class State:
     def __init__(self) -> None:
         self.blocks: dict[str, Block] = {}
         self.kills: dict[str, Kill] = {}
+        self.approvals: dict[str, Approval] = {}
+        self.signed: dict[str, int] = {}  # by signer: the last sequence that was accepted
         self.broken = ""
         self.elapsed_ns = 0
+        self.awake_ns = 0
         self._last: Moment | None = None
 
     def elapsed_at(self, moment: Moment) -> int:
@@ -70,14 +85,23 @@ class State:
             return self.elapsed_ns + max(0, moment.boot_ns - last.boot_ns)
         return self.elapsed_ns + max(0, moment.wall_ns - last.wall_ns)
 
+    def awake_at(self, moment: Moment) -> int:
+        """The clock of kill switches that end by themselves, nanoseconds."""
+        last = self._last
+        if last is None or last.boot_id != moment.boot_id:
+            return self.awake_ns
+        return self.awake_ns + max(0, moment.boot_ns - last.boot_ns)
+
     def advance(self, moment: Moment) -> None:
-        self.elapsed_ns = self.elapsed_at(moment)
+        self.elapsed_ns, self.awake_ns = self.elapsed_at(moment), self.awake_at(moment)
         self._last = moment
 
     def expire(self) -> None:
         """Forget what has ended."""
         for address in [a for a, b in self.blocks.items() if b.ends_ns <= self.elapsed_ns]:
             del self.blocks[address]
+        for name in [n for n, a in self.approvals.items() if a.ends_ns <= self.elapsed_ns]:
+            del self.approvals[name]
 
     def remaining_s(self, block: Block, moment: Moment) -> float:
         return (block.ends_ns - self.elapsed_at(moment)) / NS_PER_S
@@ -99,9 +123,22 @@ class State:
             if trusted:
                 raise
 
-    def kills_said(self) -> dict[str, Any]:
-        """The killed endpoints as a journal entry holds them."""
-        return {name: [list(map(str, k.services)), *k[1:]] for name, k in self.kills.items()}
+    def said(self) -> dict[str, Any]:
+        """All but the blocks as a `state` entry holds it; ends as the time that remains."""
+        return {
+            "kills": {
+                name: [
+                    list(map(str, k.services)), k.since_ns, k.by, k.reason,
+                    max(1, k.ends_ns - self.awake_ns) if k.ends_ns else 0,
+                ]
+                for name, k in self.kills.items()
+            },
+            "approvals": {
+                name: [a.asked, a.by, a.person, a.since_ns, a.ends_ns - self.elapsed_ns]
+                for name, a in self.approvals.items()
+            },
+            "signed": self.signed,
+        }  # fmt: skip
 
     def blocks_said(self) -> list[list[Any]]:
         """The blocks as a `restore` entry holds them: the time that remains instead of the end."""
@@ -123,24 +160,61 @@ class State:
         if trusted:
             self.blocks.pop(str(entry["address"]), None)
 
+    def _import(self, entry: dict[str, Any], trusted: bool) -> None:
+        for address, ttl_s in entry["blocks"]:
+            self._block({**entry, "address": address, "ttl_s": ttl_s}, trusted)
+
     def _kill(self, entry: dict[str, Any], trusted: bool) -> None:
+        ttl_s = int(entry.get("ttl_s", 0))
+        ends_ns = self.awake_ns + ttl_s * NS_PER_S if ttl_s and trusted else 0
         for name, services in dict(entry["endpoints"]).items():
             former = self.kills.get(name)
             cut = tuple(service_of(s) for s in services)
             if former is None:
-                self.kills[name] = Kill(cut, int(entry["wall"]), str(entry["by"]), str(entry["reason"]))
-            else:
-                self.kills[name] = former._replace(services=tuple(dict.fromkeys((*former.services, *cut))))
+                self.kills[name] = Kill(
+                    cut, int(entry["wall"]), str(entry["by"]), str(entry["reason"]), ends_ns
+                )
+            else:  # it never ends sooner than it would have
+                both = bool(former.ends_ns and ends_ns)
+                self.kills[name] = former._replace(
+                    services=tuple(dict.fromkeys((*former.services, *cut))),
+                    ends_ns=max(former.ends_ns, ends_ns) if both else 0,
+                )
 
     def _release(self, entry: dict[str, Any], trusted: bool) -> None:
         if trusted:
             for name in entry["endpoints"]:
                 self.kills.pop(name, None)
 
+    def _ask(self, entry: dict[str, Any], trusted: bool) -> None:
+        if not trusted:
+            return
+        self.approvals[str(entry["id"])] = Approval(
+            asked=dict(entry["asked"]),
+            by=str(entry["by"]),
+            person=str(entry["person"]),
+            since_ns=int(entry["wall"]),
+            ends_ns=self.elapsed_ns + int(entry["ttl_s"]) * NS_PER_S,
+        )
+
+    def _answered(self, entry: dict[str, Any], trusted: bool) -> None:
+        self.approvals.pop(str(entry["id"]), None)
+
+    def _signed(self, entry: dict[str, Any], trusted: bool) -> None:
+        name = str(entry["signer"])
+        self.signed[name] = max(self.signed.get(name, 0), int(entry["sequence"]))
+
     def _state(self, entry: dict[str, Any], trusted: bool) -> None:
         self.broken = str(entry["broken"])
-        for name, (services, since_ns, by, reason) in dict(entry["kills"]).items():
-            self.kills[name] = Kill(tuple(map(service_of, services)), int(since_ns), str(by), str(reason))
+        for name, (services, since_ns, by, reason, *remains_ns) in dict(entry["kills"]).items():
+            ends_ns = self.awake_ns + int(remains_ns[0]) if remains_ns and remains_ns[0] and trusted else 0
+            self.kills[name] = Kill(
+                tuple(map(service_of, services)), int(since_ns), str(by), str(reason), ends_ns
+            )
+        if trusted:
+            for name, (asked, by, person, since_ns, left_ns) in dict(entry.get("approvals", {})).items():
+                self.approvals[name] = Approval(asked, by, person, since_ns, self.elapsed_ns + left_ns)
+            self.signed.update(entry.get("signed", {}))
 
     def _restore(self, entry: dict[str, Any], trusted: bool) -> None:
         for address, remains_ns, *rest in entry["blocks"]:
@@ -148,11 +222,16 @@ class State:
 
 
 _EFFECTS = {
+    "ask": State._ask,
     "block": State._block,
+    "deny": State._answered,
+    "grant": State._answered,
+    "import": State._import,
     "unblock": State._unblock,
     "kill": State._kill,
     "release": State._release,
     "state": State._state,
     "restore": State._restore,
+    "signed": State._signed,
 }
 """Other entries (ticks, refusals, starts) say what happened and change nothing."""
