@@ -2,10 +2,15 @@
 
 A rule matches the ports of an endpoint and nothing else, in both directions, before connection tracking and
 after it, on every interface and on loopback. What the kernel holds is read back and compared, rule by rule.
+
+A server elsewhere, as in a container behind this gateway, is answered with a TCP reset when it next sends, so
+that it stops generating. Resets without payload from this machine to that server pass the output hook, and
+nothing else does; towards clients nothing goes at all.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import Any, NamedTuple
@@ -18,25 +23,70 @@ KILL = "gatewatch_kill"
 DRILL = "gatewatch_drill"
 BREAK_GLASS = "gatewatch_break_glass"
 HOOKS = ("prerouting", "input", "forward", "output")
+RESETS = tuple(map(int, os.uname().release.partition("-")[0].split(".")[:2])) >= (5, 9)
+"""Whether this kernel can answer with a reset at the prerouting hook: linux/net/netfilter/nft_reject_inet.c."""
+
+_BARE_RESETS = [
+    f"tcp flags & rst == rst tcp doff {words} {length} accept"
+    for words, length in (
+        (5, "ip length 40"),
+        (8, "ip length 52"),
+        (5, "ip6 length 20"),
+        (8, "ip6 length 32"),
+    )
+]
+"""Without payload: as `reject` sends them, and with the time stamps that a socket adds (RFC 9293, RFC 7323). The
+length in an IPv6 header leaves that header out."""
 
 
 class Held(NamedTuple):
     """A kill table as the kernel has it."""
 
     services: dict[str, frozenset[Service]]  # by endpoint: both directions are dropped
-    hooked: bool  # every hook leads to the rules, and the table is awake
-    rules: int
+    hooked: bool  # every hook leads to the rules, nothing else is there, and the table is awake
+    rules: int  # that drop
+    resets: bool  # a server elsewhere is reset
 
 
-def render(table: str, endpoints: Mapping[str, tuple[Service, ...]]) -> str:
-    """A table that drops everything to and from the services, replacing whatever stands under its name."""
-    rules = "".join(
-        f'{_match(s, side)} counter drop comment "{name}"\n'
-        for name, services in endpoints.items()
-        for s in services
-        for side in ("d", "s")
-    )
-    return _table(table, f"chain endpoints {{\n{rules}}}\n", HOOKS) if rules else remove(table)
+def render(table: str, endpoints: Mapping[str, tuple[Service, ...]], resets: bool = RESETS) -> str:
+    """A table that drops everything to and from the services, replacing whatever stands under its name.
+
+    Without `resets` a server elsewhere hears nothing, which every kernel can do.
+    """
+    if not any(endpoints.values()):
+        return remove(table)
+    chains = ""
+    for name, lines in _chains(endpoints, resets).items():
+        body = "\n".join([*([_base(name)] if name in HOOKS else ()), *lines])
+        chains += f"chain {name} {{\n{body}\n}}\n"
+    return f"{remove(table)}table inet {table} {{\n{chains}}}\n"
+
+
+def _chains(endpoints: Mapping[str, tuple[Service, ...]], resets: bool) -> dict[str, list[str]]:
+    """The rules of every chain, in order."""
+    named = [(name, s) for name, services in endpoints.items() for s in dict.fromkeys(services)]
+    drops = [_rule(s, side, "drop", name) for name, s in named for side in ("d", "s")]
+    jumps = {hook: ["jump endpoints"] for hook in HOOKS}
+    if not resets:
+        return {"endpoints": drops, **jumps}
+    elsewhere = [(n, s) for n, s in named if s.protocol == "tcp" and s.address and not s.address.is_loopback]
+    jumps["prerouting"].insert(0, "jump from_servers")
+    jumps["output"].insert(0, "jump to_servers")
+    return {
+        "bare_reset": _BARE_RESETS,
+        "from_servers": [_rule(s, "s", "reject with tcp reset", name) for name, s in elsewhere],
+        "to_servers": [_rule(s, "d", "jump bare_reset", name) for name, s in elsewhere],
+        "endpoints": drops,
+        **jumps,
+    }
+
+
+def _rule(service: Service, side: str, action: str, name: str) -> str:
+    return f'{_match(service, side)} counter {action} comment "{name}"'
+
+
+def _base(hook: str) -> str:
+    return f"type filter hook {hook} priority {PRIORITY}; policy accept;"
 
 
 def render_drill(endpoints: Mapping[str, tuple[Service, ...]]) -> str:
@@ -70,41 +120,35 @@ def break_glass(endpoints: Mapping[str, tuple[Service, ...]], path: str) -> str:
 
 
 def held(nft: Nft, table: str) -> Held | None:
-    """What the kernel has in `table`; None where there is none. A rule that is not ours counts for nothing."""
+    """What the kernel has in `table`; None where there is none. Whatever we would not have written is a change."""
     listed = nft.table(table)
     if listed is None:
         return None
-    awake = all("flags" not in o["table"] for o in listed if "table" in o)  # such as dormant
-    hooks = {
-        o["chain"]["name"]
-        for o in listed
-        if "chain" in o
-        and o["chain"].get("hook") == o["chain"]["name"]
-        and o["chain"].get("prio") == PRIORITY
-        and o["chain"].get("type") == "filter"
-    }
-    seen: dict[tuple[str, Service], set[str]] = {}
-    reached: set[str] = set()
-    first: set[str] = set()
-    rules = 0
+    unchanged = all("flags" not in o["table"] for o in listed if "table" in o)  # such as dormant
+    unchanged &= all(o.keys() <= {"metainfo", "table", "chain", "rule"} for o in listed)
+    chains: dict[str, list[str]] = {}
+    for chain in (o["chain"] for o in listed if "chain" in o):
+        name = chain["name"]
+        chains[name] = []
+        based = (chain.get("hook"), chain.get("type"), chain.get("prio"), chain.get("policy"))
+        unchanged &= based == ((name, "filter", PRIORITY, "accept") if name in HOOKS else (None,) * 4)
     for rule in (o["rule"] for o in listed if "rule" in o):
-        chain, expressions = rule["chain"], rule["expr"]
-        if chain in HOOKS and chain not in first:
-            first.add(chain)
-            if expressions == [{"jump": {"target": "endpoints"}}]:
-                reached.add(chain)
-        elif chain == "endpoints":
-            matched = _matched(expressions)
-            if matched is None:
-                awake = False  # something that we did not write may accept before our rules are reached
-                continue
-            rules += 1
-            seen.setdefault((rule.get("comment", ""), matched[1]), set()).add(matched[0])
-    services: dict[str, frozenset[Service]] = {}
-    for (name, service), sides in seen.items():
-        if sides == {"d", "s"}:
-            services[name] = services.get(name, frozenset()) | {service}
-    return Held(services, awake and hooks >= set(HOOKS) and reached == set(HOOKS), rules)
+        comment = f' comment "{rule["comment"]}"' if "comment" in rule else ""
+        chains[rule["chain"]].append(" ".join(map(_text, rule["expr"])) + comment)
+    sides: dict[tuple[str, Service], set[str]] = {}
+    for line in chains.get("endpoints", []):
+        dropped = _dropped(line)
+        if dropped is not None:
+            name, side, service = dropped
+            sides.setdefault((name, service), set()).add(side)
+    endpoints: dict[str, tuple[Service, ...]] = {}
+    for (name, service), seen in sides.items():
+        if seen == {"d", "s"}:
+            endpoints[name] = (*endpoints.get(name, ()), service)
+    resets = "from_servers" in chains
+    unchanged &= chains == _chains(endpoints, resets)
+    services = {name: frozenset(s) for name, s in endpoints.items()}
+    return Held(services, unchanged, len(chains.get("endpoints", [])), resets)
 
 
 def counted(nft: Nft) -> list[int] | None:
@@ -132,28 +176,53 @@ def _match(service: Service, side: str) -> str:
     return f"{place} {service.protocol} {side}port {service.port}"
 
 
-def _matched(expressions: list[dict[str, Any]]) -> tuple[str, Service] | None:
-    """(side, service) of a rule that this module wrote; None for any other (libnftables-json(5))."""
+def _dropped(line: str) -> tuple[str, str, Service] | None:
+    """(endpoint, side, service) of a rule that drops, None for any other."""
     try:
-        place, port, counter, drop = expressions
-        if "counter" not in counter or "drop" not in drop:
-            return None
-        place, port = place["match"], port["match"]
-        if place["op"] != "==" or port["op"] != "==":
-            return None
-        protocol, field, number = (
-            port["left"]["payload"]["protocol"],
-            port["left"]["payload"]["field"],
-            port["right"],
-        )
-        side = {"dport": "d", "sport": "s"}[field]
-        fib = place["left"].get("fib")
-        if fib is not None:
-            if fib["result"] != "type" or fib["flags"] not in (f"{side}addr", [f"{side}addr"]):
-                return None
-            return (side, Service(None, number, protocol)) if place["right"] in ("local", 2) else None
-        if place["left"]["payload"]["field"] != f"{side}addr":
-            return None
-        return side, Service(ip_address(place["right"]), number, protocol)
-    except (KeyError, ValueError, TypeError, AttributeError):
+        rule, _, name = line.partition(" comment ")
+        *place, protocol, field, port, _, _ = rule.split()
+        address = None if place[0] == "fib" else ip_address(place[2])
+        service, name = Service(address, int(port), protocol), name.strip('"')
+    except (ValueError, IndexError):
         return None
+    return (name, field[0], service) if line == _rule(service, field[0], "drop", name) else None
+
+
+def _text(expression: dict[str, Any]) -> str:
+    """An expression of libnftables-json(5) as this module writes it; of any other, what matches nothing here."""
+    match expression:
+        case {
+            "match": {"op": "==", "left": {"payload": {"protocol": protocol, "field": field}}, "right": right}
+        }:
+            return f"{protocol} {field} {_plain(right)}"
+        case {
+            "match": {"op": "==", "left": {"fib": {"result": "type", "flags": flags}}, "right": "local" | 2}
+        }:
+            return f"fib {flags if isinstance(flags, str) else ' . '.join(flags)} type local"
+        case {
+            "match": {
+                "op": "==",
+                "left": {"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, 4]},
+                "right": 4,
+            }
+        }:
+            return "tcp flags & rst == rst"
+        case {"counter": _}:
+            return "counter"
+        case {"drop": None}:
+            return "drop"
+        case {"accept": None}:
+            return "accept"
+        case {"jump": {"target": chain}}:
+            return f"jump {chain}"
+        case {"reject": {"type": "tcp reset"}}:
+            return "reject with tcp reset"
+    return repr(expression)
+
+
+def _plain(value: Any) -> str:
+    """An address as Python writes it, any other value as it is."""
+    try:
+        return str(value if isinstance(value, int) else ip_address(value))
+    except ValueError:
+        return repr(value)
