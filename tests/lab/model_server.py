@@ -2,12 +2,17 @@
 
 `/v1/completions` streams numbered tokens as server-sent events for as long as it is asked to, each with the
 moment it was sent, so that whoever reads it can tell how late the last one was. It judges nobody but by the
-API key, and it must never listen anywhere but where it was told to.
+API key, and it must never listen anywhere but where it was told to. An answer that it cannot finish it notes on
+standard output: `PORT ended: ECONNRESET`.
 """
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import socket
+import socketserver
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +26,11 @@ class ModelServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
     keys: frozenset[str] = frozenset()
+
+    def server_bind(self) -> None:
+        """Without the look-up of a name that nobody asks for, which waits where there is no name server."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -86,8 +96,10 @@ class Handler(BaseHTTPRequestHandler):
                 time.sleep(max(0.0, due - time.monotonic()))
             self._chunk(b"data: [DONE]\n\n")
             self._chunk(b"")
-        except OSError:
+        except OSError as error:
             self.close_connection = True
+            name = errno.errorcode.get(error.errno or 0, str(error))
+            os.write(1, f"{self.server.server_port} ended: {name}\n".encode())  # whole, whichever thread
 
     def _chunk(self, data: bytes) -> None:
         self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
@@ -96,6 +108,7 @@ class Handler(BaseHTTPRequestHandler):
 def main() -> None:
     """`model_server.py ADDRESS PORT KEY…`"""
     address, port, *keys = sys.argv[1:]
+    ModelServer.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
     server = ModelServer((address, int(port)), Handler)
     server.keys = frozenset(keys)
     server.serve_forever()
