@@ -16,7 +16,7 @@ from .sockets import LISTEN, Connection, connections
 
 _RTM_GETADDR, _RTM_GETROUTE = 22, 26  # linux/rtnetlink.h
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
-_RTA_DST, _RTA_GATEWAY = 1, 5
+_RTA_DST, _RTA_GATEWAY, _RTA_PREFSRC = 1, 5, 7
 _IFADDRMSG_BYTES, _RTMSG_BYTES = 8, 12
 
 # The next hop is asked for addresses far apart, as a VPN may split the default route in two. Nothing is sent.
@@ -37,6 +37,15 @@ def own_addresses() -> tuple[Address, ...]:
 
 def gateways() -> tuple[Address, ...]:
     """The next hops towards the internet; a full routing table is not read for it."""
+    return _of_routes(_RTA_GATEWAY)
+
+
+def outward_addresses() -> tuple[Address, ...]:
+    """Those of its own that this machine shows to the internet, where it has a way there."""
+    return _of_routes(_RTA_PREFSRC)
+
+
+def _of_routes(kind: int) -> tuple[Address, ...]:
     found: dict[Address, None] = {}
     with Netlink(socket.NETLINK_ROUTE) as netlink:
         for far in _FAR:
@@ -44,9 +53,9 @@ def gateways() -> tuple[Address, ...]:
             header = struct.pack("=BBBBBBBBI", family, far.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
             try:
                 for _, body in netlink.ask(_RTM_GETROUTE, header + attribute(_RTA_DST, far.packed), ACK):
-                    hop = attributes(body, _RTMSG_BYTES).get(_RTA_GATEWAY)
-                    if hop is not None:
-                        found[ip_address(hop)] = None
+                    address = attributes(body, _RTMSG_BYTES).get(kind)
+                    if address is not None:
+                        found[ip_address(address)] = None
             except OSError:
                 continue  # no route there
     return tuple(found)

@@ -11,23 +11,32 @@ import struct
 from collections.abc import Iterator, Sequence
 
 REQUEST, ACK, DUMP = 0x1, 0x4, 0x300
-_ERROR, _DONE, _OVERRUN = 2, 3, 4
+_ERROR, _DONE = 2, 3
+_MULTI, _DUMP_INTERRUPTED = 0x2, 0x10
 _HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
 _ATTRIBUTE = struct.Struct("=HH")  # nlattr: length, type
+_SOL_NETLINK, _CAP_ACK = 270, 10  # linux/netlink.h
 _NESTED = 0x8000
 _TYPE = 0x3FFF
 _BATCH = 64
 """Requests sent before their answers are read: each answer takes its share of the receive buffer."""
+_SEND_BYTES = 65_536
+"""What any socket may send at once."""
 
 
 class Netlink:
     """A socket of one netlink family (`NETLINK_ROUTE` 0, `NETLINK_SOCK_DIAG` 4, `NETLINK_NETFILTER` 12)."""
 
-    def __init__(self, family: int) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
+    def __init__(self, family: int, made: socket.socket | None = None) -> None:
+        """`made`: a socket from another network namespace, which then acts there."""
+        self._socket = made or socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, family)
         self._socket.bind((0, 0))
+        self._socket.setsockopt(
+            _SOL_NETLINK, _CAP_ACK, 1
+        )  # an error does not repeat the message that it is about
         self._socket.settimeout(5.0)
         self._sequence = 0
+        self.interrupted = False  # whether what the last answer lists was changed while it was read
 
     def __enter__(self) -> Netlink:
         return self
@@ -37,11 +46,13 @@ class Netlink:
 
     def ask(self, kind: int, payload: bytes, flags: int = DUMP) -> Iterator[tuple[int, bytes]]:
         """(type, payload) of every message of the answer. Raises OSError with the kernel's error."""
-        self._send([(kind, payload)], flags)
+        self._send([(kind, flags, payload)])
+        self.interrupted = False
         while True:
             for answer, flagged, sequence, body in self._receive():
                 if sequence != self._sequence:
                     continue
+                self.interrupted |= bool(flagged & _DUMP_INTERRUPTED)
                 if answer == _ERROR:
                     code = -struct.unpack_from("=i", body)[0]
                     if code:
@@ -50,19 +61,37 @@ class Netlink:
                 if answer == _DONE:
                     return
                 yield answer, body
-                if not flagged & 0x2:  # NLM_F_MULTI: a single answer has no end mark
+                if not flagged & _MULTI:  # a single answer has no end mark
                     return
 
     def tell(self, kind: int, payloads: Sequence[bytes]) -> list[int]:
         """Send every payload as a request of its own; the error number of each (0: done), in order."""
         errors: list[int] = []
         for at in range(0, len(payloads), _BATCH):
-            errors += self._tell([(kind, payload) for payload in payloads[at : at + _BATCH]])
+            errors += self._tell([(kind, ACK, payload) for payload in payloads[at : at + _BATCH]])
         return errors
 
-    def _tell(self, batch: list[tuple[int, bytes]]) -> list[int]:
-        first = self._sequence + 1
-        self._send(batch, ACK)
+    def together(self, messages: Sequence[tuple[int, int, bytes]]) -> int:
+        """Send (type, flags, payload) in one datagram, of which the last that the kernel acts on bears `ACK`; the
+        first error number that comes, 0 where all is done.
+
+        The kernel refuses the datagram as a whole in the name of its first message. Answers to what was sent before
+        and given up are passed over.
+        """
+        first = self._send(messages)
+        last = max(n for n, (_, flags, _) in enumerate(messages) if flags & ACK)
+        failed = 0
+        while True:
+            for answer, _, sequence, body in self._receive():
+                number = sequence - first
+                if answer == _ERROR and 0 <= number < len(messages):
+                    code = -int(struct.unpack_from("=i", body)[0])
+                    failed = failed or code
+                    if number == last or (number == 0 and code):
+                        return failed
+
+    def _tell(self, batch: list[tuple[int, int, bytes]]) -> list[int]:
+        first = self._send(batch)
         errors = [-1] * len(batch)
         left = len(batch)
         while left:
@@ -72,14 +101,20 @@ class Netlink:
                     left -= 1
         return errors
 
-    def _send(self, messages: list[tuple[int, bytes]], flags: int) -> None:
+    def _send(self, messages: Sequence[tuple[int, int, bytes]]) -> int:
+        """The sequence number of the first; the others follow."""
         parts = []
-        for kind, payload in messages:
+        first = self._sequence + 1
+        for kind, flags, payload in messages:
             self._sequence += 1
             length = _HEADER.size + len(payload)
             parts.append(_HEADER.pack(length, kind, REQUEST | flags, self._sequence, 0))
             parts.append(payload + b"\0" * (-length % 4))
-        self._socket.sendto(b"".join(parts), (0, 0))
+        data = b"".join(parts)
+        if len(data) > _SEND_BYTES:
+            self._socket.setsockopt(socket.SOL_SOCKET, 32, 2 * len(data))  # SO_SNDBUFFORCE
+        self._socket.sendto(data, (0, 0))
+        return first
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
         data = self._socket.recv(1 << 18)
@@ -100,11 +135,14 @@ def attribute(kind: int, value: bytes, *, nested: bool = False) -> bytes:
 
 def attributes(data: bytes, at: int = 0) -> dict[int, bytes]:
     """The attributes in `data` from offset `at`, by type."""
-    found = {}
+    return dict(listed(data, at))
+
+
+def listed(data: bytes, at: int = 0) -> Iterator[tuple[int, bytes]]:
+    """(type, value) of each attribute in `data` from offset `at`, as they follow each other."""
     while at + _ATTRIBUTE.size <= len(data):
         length, kind = _ATTRIBUTE.unpack_from(data, at)
         if length < _ATTRIBUTE.size:
-            break
-        found[kind & _TYPE] = data[at + _ATTRIBUTE.size : at + length]
+            return
+        yield kind & _TYPE, data[at + _ATTRIBUTE.size : at + length]
         at += (length + 3) & ~3
-    return found
