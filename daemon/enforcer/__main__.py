@@ -55,7 +55,7 @@ def _journal(state: str, now: Callable[[], Moment]) -> Journal:
 
 def _note(journal: Journal, what: str) -> None:
     try:
-        journal.append(what, pid=os.getpid())
+        journal.append(what, pid=os.getpid(), note=journal.note)
     except EnforcerError as error:
         say(str(error))
 

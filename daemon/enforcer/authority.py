@@ -1,6 +1,7 @@
 """Who may do what, and doing it: every request, from the enforcer's socket or from the command as root.
 
-The order is always the same: authority, rails, journal, kernel. Nothing here waits for anybody.
+The order is always the same: authority, rails, journal, kernel. Nothing here waits for anybody: what takes
+longer (the probe of a kill switch) is an answer to come.
 """
 
 from __future__ import annotations
@@ -14,41 +15,57 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from ..errors import EnforcerError
-from . import blocktable, conntrack, host, sockets
+from . import blocktable, conntrack, host, signatures, sockets
 from .journal import Journal
-from .killswitch import KillSwitch
+from .killswitch import KillSwitch, Later
 from .nft import Nft
-from .protocol import PAGE
+from .protocol import PAGE, MalformedError
 from .rails import PREFIXES, Network, Rails, Refusal, address_text, network_of, refusal
-from .state import Block, Moment
+from .state import Approval, Block, Moment
 
-_MOST_REFUSALS_A_MINUTE = 60
+_MOST_NOTES_A_MINUTE = 60
+_MOST_WAITING = 100
+_WAITING_S = 900
 _SURROUNDINGS_S = 2.0
 _NS = 1_000_000_000
+_UNSET = 2**32 - 1  # pam_loginuid(8): nobody logged in
 
 
 class Caller(NamedTuple):
-    """Who asks, as the kernel says (SO_PEERCRED)."""
+    """Who asks, as the kernel says (SO_PEERCRED) or as a signature proves."""
 
-    role: str  # "operator" or "analyser"
+    role: str  # "operator", "analyser" or "stranger"
     uid: int
     pid: int
+    signer: str = ""
+    said: str = ""  # for the journal, where it took two people
 
     @property
-    def name(self) -> str:
-        """For the journal: the uid, and who logged in where that is another (sudo keeps it, pam_loginuid(8))."""
-        if self.role == "analyser":
-            return "analyser"
+    def login(self) -> int:
+        """The uid; for root, of whoever became root (sudo keeps it). Others could lend a process to each other."""
+        if self.uid != 0:
+            return self.uid
         try:
             with open(f"/proc/{self.pid}/loginuid", encoding="ascii") as file:
                 login = int(file.read())
         except (OSError, ValueError):
-            login = self.uid
-        return (
-            f"uid {self.uid}"
-            if login in (self.uid, 2**32 - 1)
-            else f"uid {self.uid} (logged in as uid {login})"
-        )
+            return self.uid
+        return self.uid if login == _UNSET else login
+
+    @property
+    def person(self) -> str:
+        """Whom two different people have to differ in."""
+        return f"signer {self.signer}" if self.signer and self.uid < 0 else f"uid {self.login}"
+
+    @property
+    def name(self) -> str:
+        """For the journal."""
+        if self.said or self.role == "analyser":
+            return self.said or self.role
+        if self.signer:
+            return f"signer {self.signer}"
+        login = self.login
+        return f"uid {self.uid}" if login == self.uid else f"uid {self.uid} (logged in as uid {login})"
 
 
 class Authority:
@@ -68,6 +85,7 @@ class Authority:
         self._shape: list[str] = []
         self._recent: deque[float] = deque()
         self._refusals: deque[float] = deque()
+        self._healings: deque[float] = deque()
         self._unwritten = 0
         self._to_cut: list[Network] = []
 
@@ -102,32 +120,77 @@ class Authority:
         missing = self._block_differences()
         if missing:
             self.restore()
-        return differs + missing
+        what = differs + missing
+        if what and _room(self._healings, _MOST_NOTES_A_MINUTE):
+            self.journal.append("healed", sync=False, what=what)
+        return what
 
-    def tick(self) -> None:
-        """Once a minute: note the clocks, forget what has ended, follow this machine's own addresses. Raises
-        EnforcerError, after everything was tried that does not need the disk."""
+    def tick(self) -> list[str]:
+        """Once a minute: note the clocks, forget what has ended, follow this machine's own addresses, compare with
+        the kernel; what was mended. Raises EnforcerError, after everything was tried that does not need the disk."""
         self._fresh_never()
         self.killswitch.look_around()
-        self.killswitch.heal()
+        mended = self.heal()
         state = self.journal.state
-        if state.blocks:
+        if state.blocks or state.kills or state.approvals:
             self.journal.append("tick")
             state.expire()
         if self._unwritten:
             self.journal.append("refusals", count=self._unwritten)
             self._unwritten = 0
         self.journal.maintain()
+        return mended
 
-    def handle(self, ask: dict[str, Any], caller: Caller) -> dict[str, Any]:
-        """The answer to one request; errors are answers too."""
+    def handle(self, ask: dict[str, Any], caller: Caller) -> dict[str, Any] | Later:
+        """The answer to one request, or one to come; errors are answers too."""
         try:
-            answer = getattr(self, f"_do_{ask['request']}")(ask, caller)
+            if ask["request"] in self.rails.two_people and caller.role == "operator":
+                answer = self._ask_second(ask, caller)
+            else:
+                answer = self._perform(ask, caller)
         except EnforcerError as error:
             return {"ok": False, "error": error.message, "remedy": error.remedy}
         except OSError as error:
             return {"ok": False, "error": f"kernel: {error.strerror}", "remedy": "see the enforcer's log"}
-        return self._refused(answer, ask, caller) if isinstance(answer, Refusal) else {"ok": True, **answer}
+        if isinstance(answer, Refusal):
+            return self.refuse(answer, ask, caller)
+        return answer if isinstance(answer, Later) else {"ok": True, **answer}
+
+    def _perform(self, ask: dict[str, Any], caller: Caller) -> dict[str, Any] | Refusal | Later:
+        answer: dict[str, Any] | Refusal | Later = getattr(self, f"_do_{ask['request']}")(ask, caller)
+        return answer
+
+    def _ask_second(self, ask: dict[str, Any], caller: Caller) -> dict[str, Any] | Refusal | Later:
+        """Note that a second person has to agree; the same request by another one does."""
+        state, moment = self.journal.state, self._now()
+        state.advance(moment)
+        state.expire()
+        wanted = {k: v for k, v in ask.items() if k != "reason"}
+        for name, waiting in state.approvals.items():
+            if {k: v for k, v in waiting.asked.items() if k != "reason"} == wanted:
+                if waiting.person != caller.person:
+                    return self._grant(name, waiting, caller)
+                return self._pending(name)
+        if len(state.approvals) >= _MOST_WAITING:
+            return Refusal(f"{_MOST_WAITING} requests wait for a second person already", "two_people")
+        name = f"A{self.journal.sequence + 1}"
+        self.journal.append("ask", id=name, asked=ask, by=caller.name, person=caller.person, ttl_s=_WAITING_S)
+        return self._pending(name)
+
+    def _pending(self, name: str) -> dict[str, Any]:
+        left_ns = self.journal.state.approvals[name].ends_ns - self.journal.state.elapsed_at(self._now())
+        return {
+            "pending": name,
+            "needs": f"another person: gatewatch approvals grant {name}",
+            "expires_s": left_ns // _NS,
+        }
+
+    def _grant(self, name: str, waiting: Approval, caller: Caller) -> dict[str, Any] | Refusal | Later:
+        if caller.person == waiting.person:
+            return Refusal(f"{name} needs another person than {waiting.by}", "two_people")
+        self.journal.append("grant", id=name, by=caller.name, person=caller.person)
+        both = caller._replace(said=f"{waiting.by}, granted by {caller.name}")
+        return self._perform(waiting.asked, both)
 
     def _do_block(self, ask: dict[str, Any], caller: Caller) -> dict[str, Any] | Refusal:
         network = _network(ask["address"])
@@ -209,15 +272,99 @@ class Authority:
             else {**answer, "would_refuse": forbidden.reason, "rail": forbidden.rail}
         )
 
-    def _do_kill(self, ask: dict[str, Any], caller: Caller) -> dict[str, Any] | Refusal:
+    def _do_import(self, ask: dict[str, Any], caller: Caller) -> dict[str, Any] | Refusal:
+        if caller.role == "analyser":
+            return Refusal("only an operator imports blocks", "import")
+        moment, state, longest_s = self._now(), self.journal.state, self.rails.limits.longest_ttl_s
+        never, already, shortened = self._fresh_never(), 0, 0
+        taken: dict[str, int] = {}
+        refused: list[list[str]] = []
+        for text, wanted_s in ask["blocks"]:
+            ttl_s = min(wanted_s, longest_s)
+            network = _network(text)
+            why = network if isinstance(network, Refusal) else refusal(network, ttl_s, self.rails, never)
+            if why is None and ttl_s < 1:
+                why = Refusal("a block lasts at least 1 s", "ttl")
+            if why is None and len(state.blocks) + len(taken) >= self.rails.limits.most_blocks:
+                why = Refusal(f"{self.rails.limits.most_blocks} blocks are in force", "most_blocks")
+            if why is not None:
+                refused.append([text, why.reason[:100]])
+                continue
+            address = address_text(network)  # type: ignore[arg-type]
+            former = state.in_force(address, moment)
+            if former is not None and state.remaining_s(former, moment) >= ttl_s:
+                already += 1
+                continue
+            shortened += ttl_s < wanted_s
+            taken[address] = max(ttl_s, taken.get(address, 0))
+        if taken:
+            self.journal.append(
+                "import", blocks=list(taken.items()), owner="operator", by=caller.name, reason=ask["reason"]
+            )
+            blocktable.add_many(self._nft, [(network_of(a), ttl_s) for a, ttl_s in taken.items()])
+            _end([network_of(a) for a in taken])
+        return {"imported": len(taken), "already": already, "shortened": shortened, "refused": refused}
+
+    def _do_kill(self, ask: dict[str, Any], caller: Caller) -> dict[str, Any] | Refusal | Later:
+        ttl_s = ask.get("ttl_s", 0)
+        if ttl_s and "release" in self.rails.two_people:
+            return Refusal("a release needs two people, so it cannot come by itself", "two_people")
         return self.killswitch.engage(
-            ask.get("endpoints", []), ask["reason"], caller.name, by_analyser=caller.role == "analyser"
-        )
+            ask.get("endpoints", []), ask["reason"], caller.name,
+            by_analyser=caller.role == "analyser", ttl_s=ttl_s, probe=bool(ask.get("probe", 0)),
+        )  # fmt: skip
 
     def _do_release(self, ask: dict[str, Any], caller: Caller) -> dict[str, Any] | Refusal:
         if caller.role == "analyser":
             return Refusal("only a person releases the kill switch", "release")
         return self.killswitch.release(ask.get("endpoints", []), ask["reason"], caller.name)
+
+    def _do_approvals(self, ask: dict[str, Any], caller: Caller) -> dict[str, Any]:
+        now_ns = self.journal.state.elapsed_at(self._now())
+        return {
+            "approvals": [
+                {
+                    "id": name, **a.asked, "by": a.by, "since_ns": a.since_ns,
+                    "expires_s": (a.ends_ns - now_ns) // _NS,
+                }
+                for name, a in self.journal.state.approvals.items()
+                if a.ends_ns > now_ns
+            ]
+        }  # fmt: skip
+
+    def _do_grant(self, ask: dict[str, Any], caller: Caller) -> dict[str, Any] | Refusal | Later:
+        waiting = self._waiting(ask["id"], caller)
+        return waiting if isinstance(waiting, Refusal) else self._grant(ask["id"], waiting, caller)
+
+    def _do_deny(self, ask: dict[str, Any], caller: Caller) -> dict[str, Any] | Refusal:
+        waiting = self._waiting(ask["id"], caller)
+        if isinstance(waiting, Refusal):
+            return waiting
+        self.journal.append("deny", id=ask["id"], by=caller.name)
+        return {"denied": ask["id"]}
+
+    def _waiting(self, name: str, caller: Caller) -> Approval | Refusal:
+        if caller.role == "analyser":
+            return Refusal("only a person grants or denies", "two_people")
+        state = self.journal.state
+        waiting = state.approvals.get(name)
+        if waiting is None or waiting.ends_ns <= state.elapsed_at(self._now()):
+            return Refusal(f"no request {name!r} waits for a second person", "approval")
+        return waiting
+
+    def _do_signed(self, ask: dict[str, Any], caller: Caller) -> dict[str, Any] | Refusal | Later:
+        """A request that a person signed elsewhere; whoever brings it has no say in it."""
+        signer = next((s for s in self.rails.signers if s.name == ask["signer"]), None)
+        if signer is None:
+            return Refusal(f"the rails name no signer {ask['signer']!r}", "signature")
+        last = self.journal.state.signed.get(signer.name, 0)
+        try:
+            command = signatures.opened(ask["command"], ask["signature"], signer.public_key, last)
+        except MalformedError as error:
+            return Refusal(f"signed by {signer.name}: {error}", "signature")
+        self.journal.append("signed", signer=signer.name, sequence=command.sequence, nonce=command.nonce)
+        person = Caller("operator", signer.uid, 0, signer=signer.name)
+        return self.handle(command.request, person)
 
     def _do_drill_start(self, ask: dict[str, Any], caller: Caller) -> dict[str, Any] | Refusal:
         if caller.role == "analyser":
@@ -241,15 +388,15 @@ class Authority:
             "rails": {"path": self.rails.path, "management": [str(n) for n in self.rails.management]},
         }  # fmt: skip
 
-    def _refused(self, why: Refusal, ask: dict[str, Any], caller: Caller) -> dict[str, Any]:
-        if _room(self._refusals, _MOST_REFUSALS_A_MINUTE):
-            asked = {
-                k: v for k, v in ask.items() if k in ("request", "address", "endpoints", "ttl_s", "incident")
-            }
+    def refuse(self, why: Refusal, ask: dict[str, Any], caller: Caller) -> dict[str, Any]:
+        """The answer that says no, once that is noted."""
+        if _room(self._refusals, _MOST_NOTES_A_MINUTE):
+            kept = ("request", "address", "endpoints", "ttl_s", "incident", "id", "signer")
             try:
                 self.journal.append(
-                    "refused", sync=False, asked=asked, by=caller.name, rail=why.rail, why=why.reason
-                )
+                    "refused", sync=False, asked={k: v for k, v in ask.items() if k in kept},
+                    by=caller.name, rail=why.rail, why=why.reason,
+                )  # fmt: skip
             except EnforcerError:
                 self._unwritten += 1
         else:

@@ -10,11 +10,11 @@ import _socket
 import os
 
 from ..errors import EnforcerError, RefusedError
-from .protocol import MOST_BYTES, SOCKET, encode
+from .protocol import MOST_BYTES, MOST_IMPORTED, SOCKET, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
 
@@ -117,6 +117,36 @@ class Enforcer:
         if playbook:
             message["playbook"] = playbook
         return self.call(message)
+
+    def import_blocks(self, blocks: Sequence[tuple[str, int]], reason: str) -> dict[str, Any]:
+        """Take over blocks (address, seconds) of another program, as an operator; `imported`, `already`,
+        `shortened` to what the rails allow, and `refused`: [address, why] of each that a rail forbids."""
+        total: dict[str, Any] = {"imported": 0, "already": 0, "shortened": 0, "refused": []}
+        for at in range(0, len(blocks), MOST_IMPORTED):
+            chunk = [list(pair) for pair in blocks[at : at + MOST_IMPORTED]]
+            answer = self.call({"request": "import", "blocks": chunk, "reason": plain(reason)}, 30.0)
+            for key in total:
+                total[key] += answer[key]
+        return total
+
+    def follow(self, after: int, timeout: float = 5.0) -> Iterator[dict[str, Any]]:
+        """The answer to `follow`, then every notable entry of the journal after that sequence, as it is written.
+
+        Ends where nothing came for `timeout` seconds. The connection serves nothing else from then on.
+        """
+        yield self.call({"request": "follow", "after": after}, timeout)
+        import json
+
+        while self._socket is not None:
+            self._socket.settimeout(timeout)
+            try:
+                data = self._socket.recv(MOST_BYTES)
+            except OSError:
+                data = b""
+            if not data:
+                self.close()
+                return
+            yield json.loads(data)
 
     def unblock(self, address: str, reason: str) -> dict[str, Any]:
         return self.call({"request": "unblock", "address": address, "reason": plain(reason)})

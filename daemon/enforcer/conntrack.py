@@ -11,19 +11,22 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from collections.abc import Iterable, Iterator
+from ipaddress import ip_address
+from typing import NamedTuple
 
 from .netlink import Netlink, attribute, attributes
 from .rails import Address, Network, Service
 
 _NETFILTER = 12  # NETLINK_NETFILTER
 _GET, _DELETE = (1 << 8) | 1, (1 << 8) | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET and _DELETE
-_TUPLE_ORIG, _ID, _ZONE, _FILTER = 1, 12, 18, 25  # CTA_*
+_TUPLE_ORIG, _TUPLE_REPLY, _ID, _ZONE, _FILTER = 1, 2, 12, 18, 25  # CTA_*
 _TUPLE_IP, _TUPLE_PROTO = 1, 2
 _ADDRESSES: dict[int, tuple[int, int]] = {
     socket.AF_INET: (1, 2),
     socket.AF_INET6: (3, 4),
 }  # CTA_IP_V4_SRC and _DST, CTA_IP_V6_SRC and _DST
-_PROTO_NUM, _PROTO_DST_PORT = 1, 3
+_PROTO_NUM, _PROTO_SRC_PORT, _PROTO_DST_PORT = 1, 2, 3
 _ORIG_FLAGS = 1
 _BY_SOURCE, _BY_DESTINATION, _BY_PROTOCOL, _BY_PORT = 1 << 0, 1 << 1, 1 << 3, 1 << 5  # CTA_FILTER_FLAG
 _MOST_READ = 20_000
@@ -45,38 +48,56 @@ def forget_network(network: Network) -> int:
     if not entries() or (not single and entries() > _MOST_READ):
         return 0
     family = _family(network.network_address)
-    addresses = attribute(_ADDRESSES[family][0], network.network_address.packed)
-    return _forget(family, addresses if single else b"", b"", _BY_SOURCE if single else 0, network, None)
+    addresses = attribute(_ADDRESSES[family][0], network.network_address.packed) if single else b""
+    found = [
+        key
+        for given, key in _dump(family, addresses, b"", _BY_SOURCE if single else 0)
+        if _matches(given.get(_TUPLE_ORIG, b""), family, network, None)
+    ]
+    with Netlink(_NETFILTER) as netlink:
+        return netlink.tell(_DELETE, found).count(0)
 
 
-def forget_services(services: tuple[Service, ...]) -> int:
-    """Delete what was opened towards any of `services`; how many entries."""
+class Flow(NamedTuple):
+    asked: Service  # what the client asked for: address, port
+    served: Service  # who answers, which NAT may have made somebody else
+    key: bytes  # for the deletion
+
+
+def flows(services: Iterable[Service]) -> list[Flow]:
+    """What was opened towards any of `services`. Raises OSError."""
     if not entries():
-        return 0
-    gone = 0
+        return []
+    found: dict[bytes, Flow] = {}
     for service in services:
         number = socket.IPPROTO_TCP if service.protocol == "tcp" else socket.IPPROTO_UDP
         protocol = attribute(_PROTO_NUM, bytes([number])) + attribute(
             _PROTO_DST_PORT, struct.pack("!H", service.port)
         )
-        families = list(_ADDRESSES) if service.address is None else [_family(service.address)]
-        for family in families:
+        for family in list(_ADDRESSES) if service.address is None else [_family(service.address)]:
             addresses, flags = b"", _BY_PROTOCOL | _BY_PORT
             if service.address is not None:
                 addresses = attribute(_ADDRESSES[family][1], service.address.packed)
                 flags |= _BY_DESTINATION
-            gone += _forget(family, addresses, protocol, flags, None, service)
-    return gone
+            for given, key in _dump(family, addresses, protocol, flags):
+                original = given.get(_TUPLE_ORIG, b"")
+                if _matches(original, family, None, service):
+                    asked = _end(original, family, 1, _PROTO_DST_PORT, service.protocol)
+                    served = _end(given.get(_TUPLE_REPLY, b""), family, 0, _PROTO_SRC_PORT, service.protocol)
+                    found[key] = Flow(asked, served, key)
+    return list(found.values())
 
 
-def _forget(
-    family: int,
-    addresses: bytes,
-    protocol: bytes,
-    flags: int,
-    source: Network | None,
-    service: Service | None,
-) -> int:
+def forget(tracked: Iterable[Flow]) -> int:
+    """Delete the entries of these flows; how many were there. Raises OSError."""
+    with Netlink(_NETFILTER) as netlink:
+        return netlink.tell(_DELETE, [flow.key for flow in tracked]).count(0)
+
+
+def _dump(
+    family: int, addresses: bytes, protocol: bytes, flags: int
+) -> Iterator[tuple[dict[int, bytes], bytes]]:
+    """Attributes of each entry that the kernel's filter passes, and the message that would delete it."""
     header = struct.pack("!BBH", family, 0, 0)  # nfgenmsg
     wanted = header
     if flags:
@@ -86,19 +107,24 @@ def _forget(
         wanted += attribute(_FILTER, attribute(_ORIG_FLAGS, struct.pack("=I", flags)), nested=True)
     try:
         with Netlink(_NETFILTER) as netlink:
-            found = []
             for _, body in netlink.ask(_GET, wanted):
                 given = attributes(body, 4)
-                if _matches(given.get(_TUPLE_ORIG, b""), family, source, service):
-                    kept = [(k, given[k]) for k in (_TUPLE_ORIG, _ZONE, _ID) if k in given]
-                    found.append(header + b"".join(attribute(k, v, nested=k == _TUPLE_ORIG) for k, v in kept))
-            return netlink.tell(_DELETE, found).count(0)
+                kept = [(k, given[k]) for k in (_TUPLE_ORIG, _ZONE, _ID) if k in given]
+                yield given, header + b"".join(attribute(k, v, nested=k == _TUPLE_ORIG) for k, v in kept)
     except OSError as error:
-        if error.errno in (errno.EPROTONOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT):
-            return (
-                0  # connection tracking without its netlink half, or a filter that this kernel does not know
-            )
-        raise
+        # Connection tracking without its netlink half, or a filter that this kernel does not know.
+        if error.errno not in (errno.EPROTONOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT):
+            raise
+
+
+def _end(packed: bytes, family: int, which: int, port_kind: int, protocol: str) -> Service:
+    """One end of a tuple; `which`: 0 its source, 1 its destination. Raises OSError where the kernel left it out."""
+    parts = attributes(packed)
+    address = attributes(parts.get(_TUPLE_IP, b"")).get(_ADDRESSES[family][which], b"")
+    port = attributes(parts.get(_TUPLE_PROTO, b"")).get(port_kind, b"")
+    if len(port) != 2 or len(address) not in (4, 16):
+        raise OSError(errno.EBADMSG, "connection tracking gave an entry without addresses")
+    return Service(ip_address(address), int.from_bytes(port, "big"), protocol)
 
 
 def _matches(packed: bytes, family: int, source: Network | None, service: Service | None) -> bool:

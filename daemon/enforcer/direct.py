@@ -17,12 +17,13 @@ from . import rails as rails_file
 from .authority import Authority, Caller
 from .client import judged
 from .journal import Journal
+from .killswitch import Later
 from .nft import Nft
 from .protocol import encode, parse
 from .state import clocks
 
 ETC_RAILS = f"{FOLDER}/rails.toml"
-_WRITING = ("block", "unblock", "kill", "release")
+_WRITING = ("block", "unblock", "import", "kill", "release", "grant", "deny", "signed")
 _LOCK_S = 0.3
 
 
@@ -51,6 +52,8 @@ class Direct:
             self._authority = self._open(writing, engaging=ask["request"] == "kill")
         caller = Caller("operator", os.geteuid(), os.getpid())
         answer = self._authority.handle(ask, caller)
+        if isinstance(answer, Later):
+            answer = answer.finish()
         if writing:
             self._authority.journal.close()
             self._authority = None

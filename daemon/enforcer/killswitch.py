@@ -9,20 +9,35 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from ..errors import EnforcerError
-from . import conntrack, host, killtable, sockets
+from . import conntrack, dnat, host, killtable, signatures, sockets
 from .journal import Journal
 from .killtable import BREAK_GLASS, DRILL, KILL
 from .nft import Nft
-from .rails import Endpoint, Rails, Refusal, Service
-from .state import Kill
+from .rails import Address, Endpoint, Rails, Refusal, Service
+from .state import NS_PER_S, Kill
+
+if TYPE_CHECKING:
+    from .probe import Outcome, Probe
 
 _ROUNDS = 3
+_HELPER_S = 1.0
 MOST_NAMED = 10
 """The most endpoints that a refusal lists."""
+
+
+class Later:
+    """An answer to come: poll `fileno`, then `finish`, which waits a second at most."""
+
+    def __init__(self, probe: Probe, finish: Callable[[], dict[str, Any]]) -> None:
+        self._probe = probe
+        self.finish = finish
+
+    def fileno(self) -> int:
+        return self._probe.fileno()
 
 
 class KillSwitch:
@@ -34,6 +49,7 @@ class KillSwitch:
         self._rails = Rails()
         self._ssh_ports: frozenset[int] | None = None
         self._unrecorded: dict[str, Kill] = {}
+        self._behind: dict[str, frozenset[Service]] = {}  # where NAT leads the fronts, by endpoint
         self._drill: list[str] = []
         self._drill_ends = 0.0
 
@@ -44,14 +60,7 @@ class KillSwitch:
     def follow(self) -> None:
         """After new rails: what is engaged is cut off at its new ports too, and the break-glass file is written
         anew. Raises EnforcerError."""
-        grown = {
-            name: endpoint.services
-            for name, kill in self._engaged().items()
-            if (endpoint := self._rails.endpoint(name)) and not set(endpoint.services) <= set(kill.services)
-        }
-        if grown:
-            self._record(grown, "enforcer", "the rails name more ports")
-            self._apply()
+        self._grow({e.name: e.services for e in self._rails.endpoints})
         self.write_break_glass(self._journal.folder)
 
     def restore(self) -> None:
@@ -71,29 +80,59 @@ class KillSwitch:
         return differs
 
     def look_around(self) -> None:
-        """Read again where sshd listens; it takes too long for the moment when the switch is pulled."""
+        """Read again where sshd listens and where NAT leads the fronts; it takes too long for the moment when the
+        switch is pulled. What is engaged is cut off there, too. Raises EnforcerError, OSError."""
         self._ssh_ports = host.ssh_ports()
+        found = self._led([e for e in self._rails.endpoints if e.kill_switch], rules=True)
+        if found != self._behind:
+            self._behind = found
+            self.write_break_glass(self._journal.folder)
+        self._grow({e.name: self._services(e) for e in self._rails.endpoints})
+
+    def end_due(self) -> list[str]:
+        """Release what was engaged for a time that is over; its names. Raises EnforcerError: it stays engaged."""
+        due = [name for name, left in self._lasting().items() if left <= 0]
+        if due:
+            self._journal.append(
+                "release", endpoints=due, by="enforcer", reason="the time that it was engaged for is over"
+            )
+            self._apply()
+        return due
+
+    def next_end_s(self) -> float:
+        """Seconds until `end_due` has something to do; infinite where nothing ends by itself."""
+        return min(self._lasting().values(), default=float("inf"))
 
     def engage(
-        self, names: list[str], reason: str, by: str, *, by_analyser: bool
-    ) -> dict[str, Any] | Refusal:
-        """Cut off the named endpoints, or all; the receipt. Raises EnforcerError where the kernel refuses."""
+        self, names: list[str], reason: str, by: str, *, by_analyser: bool, ttl_s: int = 0, probe: bool = True
+    ) -> dict[str, Any] | Refusal | Later:
+        """Cut off the named endpoints, or all; the receipt. It stays so until released, or for `ttl_s` seconds.
+        Raises EnforcerError where the kernel refuses."""
         started = time.perf_counter()
         chosen, left_out = self._choose(names, by_analyser)
         if not chosen:
             return left_out[0] if left_out else self._unknown()
         not_proven = [why.reason for why in left_out]
         engaged = self._engaged()
+        lasting = self._lasting()
+        already = [e.name for e in chosen if e.name in engaged]
         new = {
-            e.name: e.services
+            e.name: self._services(e)
             for e in chosen
-            if e.name not in engaged or not set(e.services) <= set(engaged[e.name].services)
+            if e.name not in engaged
+            or not set(self._services(e)) <= set(engaged[e.name].services)
+            or lasting.get(e.name, float("inf")) < (ttl_s or float("inf"))
         }
         if new:
-            not_proven += self._record(new, by, reason)
+            not_proven += self._record(new, by, reason, ttl_s)
         self._apply()
-        services = tuple(s for e in chosen for s in e.services)
+        self._learn(
+            chosen, not_proven, rules=False
+        )  # what answers now; its packets do not bear the front's port
+        services = tuple(dict.fromkeys(s for e in chosen for s in self._engaged()[e.name].services))
         before, after = self._cut(services, not_proven)
+        namespaces = self._cut_inside(chosen, not_proven)
+        self._learn(chosen, not_proven, rules=True)
         try:
             self._journal.sync()
         except OSError as error:
@@ -101,19 +140,61 @@ class KillSwitch:
         held = killtable.held(self._nft, KILL)
         not_proven += self._unheld(held, [e.name for e in chosen])
         first = self._engaged()[chosen[0].name]
-        return {
+        ends_s = self._lasting().get(chosen[0].name)
+        receipt = {
             "engaged": [e.name for e in chosen],
-            "already": [e.name for e in chosen if e.name not in new],
-            "proven": not not_proven,
-            "not_proven": not_proven,
+            "already": already,
             "rules": held.rules if held else 0,
             "connections_before": before,
             "connections_after": after,
+            "namespaces": namespaces,
             "took_ms": round((time.perf_counter() - started) * 1e3, 1),
             "since_ns": first.since_ns,
+            "ends_s": round(ends_s) if ends_s is not None else None,
             "by": first.by,
             "reason": first.reason,
         }
+        if not probe:
+            return self._receipt(receipt, not_proven, [], by)
+        from .probe import Probe
+
+        running = Probe(self._nft, {e.name: self._services(e) for e in chosen})
+        return Later(running, lambda: self._receipt(receipt, not_proven, running.finish(), by))
+
+    def _receipt(
+        self, receipt: dict[str, Any], not_proven: list[str], outcomes: list[Outcome], by: str
+    ) -> dict[str, Any]:
+        """The receipt with what the probe found, noted in the journal and signed."""
+        not_proven = [
+            *not_proven,
+            *(
+                f"{o.endpoint}: a probe reached {o.target}: {o.why}"
+                for o in outcomes
+                if o.verdict == "reached"
+            ),
+        ]
+        try:
+            self._journal.append(
+                "proof", sync=False, endpoints=receipt["engaged"], by=by, not_proven=not_proven,
+                probes=[[o.target, o.verdict] for o in outcomes],
+            )  # fmt: skip
+        except EnforcerError:
+            pass  # said above: it is engaged, and the disk takes nothing
+        whole = {
+            **receipt,
+            "ok": True,
+            "proven": not not_proven,
+            "not_proven": not_proven,
+            "probes": [o._asdict() for o in outcomes],
+            "machine": signatures.this_machine(),
+            "time_ns": time.time_ns(),
+            "sequence": self._journal.sequence,
+            "head": self._journal.head,
+        }
+        try:
+            return signatures.signed_receipt(whole, self._journal.folder)
+        except EnforcerError as error:
+            return {**whole, "unsigned": error.message}
 
     def release(self, names: list[str], reason: str, by: str) -> dict[str, Any] | Refusal:
         """Let the named endpoints go, or all that are engaged. Raises EnforcerError."""
@@ -133,19 +214,25 @@ class KillSwitch:
     def status(self) -> dict[str, Any]:
         """What is engaged, as the journal and as the kernel say, and where they differ."""
         held, glass = killtable.held(self._nft, KILL), killtable.held(self._nft, BREAK_GLASS)
+        lasting = self._lasting()
         kills = [
             {
                 "endpoint": name,
                 "since_ns": kill.since_ns,
                 "by": kill.by,
                 "reason": kill.reason,
+                "ends_s": round(lasting[name]) if name in lasting else None,
                 "kernel": not self._unheld(held, [name]),
                 "services": [str(s) for s in kill.services],
             }
             for name, kill in self._engaged().items()
         ]
         endpoints = [
-            {"endpoint": e.name, "kill_switch": e.kill_switch, "services": [str(s) for s in e.services]}
+            {
+                "endpoint": e.name,
+                "kill_switch": e.kill_switch,
+                "services": [str(s) for s in self._services(e)],
+            }
             for e in self._rails.endpoints
         ]
         return {
@@ -175,7 +262,7 @@ class KillSwitch:
 
     def write_break_glass(self, folder: str) -> None:
         """Render the file for `nft -f` ahead of the day when nothing else runs. Raises EnforcerError."""
-        endpoints = {e.name: e.services for e in self._choose([], by_analyser=False)[0]}
+        endpoints = {e.name: self._services(e) for e in self._choose([], by_analyser=False)[0]}
         path = f"{folder}/break-glass.nft"
         try:
             fresh = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -217,25 +304,90 @@ class KillSwitch:
             return Refusal(f"{endpoint.name}: the rails keep the kill switch from it", "kill_switch")
         if by_analyser and not endpoint.kill_without_person:
             return Refusal(f"{endpoint.name}: a person has to pull the kill switch", "kill_without_person")
-        if self._ssh_ports is None:
-            self.look_around()
+        own = frozenset(host.own_addresses())
         for service in endpoint.services:
-            ours = (
-                service.address is None
-                or service.address.is_loopback
-                or service.address in host.own_addresses()
-            )
-            if service.protocol == "tcp" and ours and service.port in (self._ssh_ports or ()):
+            if self._is_door(service, own):
                 return Refusal(
                     f"{endpoint.name}: {service} is the way in for management (sshd)", "management"
                 )
         return None
 
-    def _record(self, new: Mapping[str, tuple[Service, ...]], by: str, reason: str) -> list[str]:
+    def _services(self, endpoint: Endpoint) -> tuple[Service, ...]:
+        """What the rails name, and where NAT leads it."""
+        led = sorted(self._behind.get(endpoint.name, frozenset()), key=str)
+        return tuple(dict.fromkeys((*endpoint.services, *led)))
+
+    def _lasting(self) -> dict[str, float]:
+        """Seconds that remain of each kill that ends by itself."""
+        now_ns = self._journal.awake_ns()
+        return {n: (k.ends_ns - now_ns) / NS_PER_S for n, k in self._engaged().items() if k.ends_ns}
+
+    def _learn(self, endpoints: list[Endpoint], not_proven: list[str], *, rules: bool) -> None:
+        """Cut off where NAT leads the endpoints as well."""
+        try:
+            led = self._led(endpoints, rules=rules)
+            self._behind = {
+                **self._behind,
+                **{n: s | self._behind.get(n, frozenset()) for n, s in led.items()},
+            }
+            self._grow({e.name: self._services(e) for e in endpoints}, sync=False)
+        except (EnforcerError, OSError) as error:
+            not_proven.append(f"where published ports lead is not known: {error}")
+
+    def _led(self, endpoints: list[Endpoint], *, rules: bool) -> dict[str, frozenset[Service]]:
+        """Where NAT leads the services of the endpoints now, by endpoint; ways for management left out. Connection
+        tracking knows who answers; `rules`: read the NAT rules, too."""
+        own = frozenset(host.own_addresses())
+        every = {s for e in endpoints for s in e.services}
+        led = dnat.behind(self._nft, every, own) if rules else {}
+        for flow in conntrack.flows(every):
+            if flow.served != flow.asked:
+                for service in every & {flow.asked, flow.asked._replace(address=None)}:
+                    if service.address is not None or flow.asked.address in own:
+                        led.setdefault(service, set()).add(flow.served)
+        return {
+            e.name: frozenset(
+                s for front in e.services for s in led.get(front, ()) if not self._is_door(s, own)
+            )
+            for e in endpoints
+        }
+
+    def _is_door(self, service: Service, own: frozenset[Address]) -> bool:
+        """Whether it is the way in for management."""
+        if self._ssh_ports is None:
+            self._ssh_ports = host.ssh_ports()
+        ours = service.address is None or service.address.is_loopback or service.address in own
+        return service.protocol == "tcp" and ours and service.port in self._ssh_ports
+
+    def _grow(self, wanted: Mapping[str, tuple[Service, ...]], *, sync: bool = True) -> None:
+        """Cut off what is engaged at more services, too. Raises EnforcerError."""
+        engaged = self._engaged()
+        grown = {
+            name: services
+            for name, services in wanted.items()
+            if name in engaged and not set(services) <= set(engaged[name].services)
+        }
+        if not grown:
+            return
+        try:
+            said = {name: sorted(map(str, services)) for name, services in grown.items()}
+            self._journal.append("grow", sync=sync, endpoints=said)
+        except EnforcerError:
+            for name, services in grown.items():
+                former = engaged[name]
+                self._unrecorded[name] = former._replace(
+                    services=tuple(dict.fromkeys((*former.services, *services)))
+                )
+        self._apply()
+
+    def _record(
+        self, new: Mapping[str, tuple[Service, ...]], by: str, reason: str, ttl_s: int = 0
+    ) -> list[str]:
         """Written now, synced after the kernel has acted; the receipt follows both. What went wrong, in words."""
         try:
             said = {name: sorted(map(str, services)) for name, services in new.items()}
-            self._journal.append("kill", sync=False, endpoints=said, by=by, reason=reason)
+            ends = {"ttl_s": ttl_s} if ttl_s else {}
+            self._journal.append("kill", sync=False, endpoints=said, by=by, reason=reason, **ends)
         except EnforcerError as error:
             for name, services in new.items():
                 former = self._engaged().get(name)
@@ -254,7 +406,8 @@ class KillSwitch:
         self._nft.run(killtable.render(KILL, {name: k.services for name, k in self._engaged().items()}))
 
     def _cut(self, services: tuple[Service, ...], not_proven: list[str]) -> tuple[int, int]:
-        """End the connections of the services; how many there were and are."""
+        """End the connections of the services; how many there were and are: those of this machine's sockets, and
+        those that it forwards."""
         own = frozenset(host.own_addresses())
         try:
             found = sockets.of_services(services, own)
@@ -269,10 +422,30 @@ class KillSwitch:
             not_proven.append(f"connections not ended, only silenced: {error.strerror}")
             return -1, -1
         with contextlib.suppress(OSError):  # its packets are dropped before connection tracking anyway
-            conntrack.forget_services(services)
+            tracked = conntrack.flows(services)
+            before += sum(f.served.address not in own for f in tracked)
+            conntrack.forget(tracked)
+            after += sum(f.served.address not in own for f in conntrack.flows(services) if tracked)
         if after:
             not_proven.append(f"{after} connections are still there, and silenced")
         return before, after
+
+    def _cut_inside(self, chosen: list[Endpoint], not_proven: list[str]) -> list[dict[str, Any]]:
+        """Have the helper end what the endpoints' namespaces hold; what it says of each."""
+        names = [e.name for e in chosen if e.namespaces]
+        if not names or not self._rails.cut_helper:
+            return []
+        from . import cut  # off by default
+
+        path = f"{os.path.dirname(self._journal.folder)}/run/cut.sock"
+        try:
+            places = cut.ask(path, names, _HELPER_S)
+        except EnforcerError as error:
+            not_proven.append(f"connections inside namespaces not ended, only silenced: {error.message}")
+            return []
+        not_proven += [f"{p.path}: {p.error}" for p in places if p.error]
+        not_proven += [f"{p.path}: {p.after} connections are still there" for p in places if p.after]
+        return [p._asdict() for p in places]
 
     def _unheld(self, held: killtable.Held | None, names: list[str]) -> list[str]:
         """What of the named endpoints the kernel does not cut off, in words."""

@@ -9,14 +9,16 @@ import os
 from typing import Any
 
 from ..errors import EnforcerError
+from .elements import Elements
 
 # The bits of nft_ctx_output_set_flags, from nftables/libnftables.h.
 _JSON = 1 << 4
+_TERSE = 1 << 11
 _NUMERIC = (1 << 7) | (1 << 8) | (1 << 9)
 
 
 class Nft:
-    """A context of libnftables. Raises EnforcerError where the library is missing."""
+    """A context of libnftables, and beside it `elements`. Raises EnforcerError where the library is missing."""
 
     def __init__(self) -> None:
         try:
@@ -39,6 +41,7 @@ class Nft:
             raise EnforcerError("libnftables: no context", remedy="is there memory left?")
         library.nft_ctx_buffer_output(self._context)
         library.nft_ctx_buffer_error(self._context)
+        self.elements = Elements()
 
     def run(self, commands: str) -> None:
         """Run `commands` as one transaction: all or nothing. Raises EnforcerError with the kernel's reason."""
@@ -60,6 +63,15 @@ class Nft:
             if os.strerror(errno.ENOENT) in error.message:
                 return None
             raise
+        return listed
+
+    def ruleset(self) -> list[dict[str, Any]]:
+        """Everything that anybody has in the kernel, without the elements of sets; empty where it is no JSON."""
+        self._flags(_JSON | _NUMERIC | _TERSE)
+        try:
+            listed: list[dict[str, Any]] = json.loads(self._run("list ruleset"))["nftables"]
+        except ValueError:
+            return []
         return listed
 
     def _flags(self, flags: int) -> None:

@@ -21,7 +21,10 @@ PAGE = 150
 SOCKET = "run/enforcer.sock"
 """Where the enforcer listens, inside the state folder."""
 
-TEXT, NUMBER, NAMES = "text", "number", "names"
+MOST_IMPORTED = 300
+"""How many blocks one `import` may name."""
+
+TEXT, NUMBER, NAMES, BLOCKS = "text", "number", "names", "blocks"
 
 REQUESTS: dict[str, dict[str, tuple[str, bool, int]]] = {
     # field: (type, required, most: characters, the number itself, or names)
@@ -35,11 +38,22 @@ REQUESTS: dict[str, dict[str, tuple[str, bool, int]]] = {
     "unblock": {"address": (TEXT, True, 64), "reason": (TEXT, True, 500)},
     "blocks": {"page": (NUMBER, False, 10**6)},
     "check": {"address": (TEXT, True, 64)},
-    "kill": {"endpoints": (NAMES, False, 256), "reason": (TEXT, True, 500)},
+    "import": {"blocks": (BLOCKS, True, MOST_IMPORTED), "reason": (TEXT, True, 500)},
+    "kill": {
+        "endpoints": (NAMES, False, 256),
+        "reason": (TEXT, True, 500),
+        "ttl_s": (NUMBER, False, 604_800),
+        "probe": (NUMBER, False, 1),
+    },
     "release": {"endpoints": (NAMES, False, 256), "reason": (TEXT, True, 500)},
     "status": {},
     "drill_start": {"endpoints": (NAMES, False, 256), "seconds": (NUMBER, True, 3600)},
     "drill_stop": {},
+    "approvals": {},
+    "grant": {"id": (TEXT, True, 32)},
+    "deny": {"id": (TEXT, True, 32)},
+    "signed": {"command": (TEXT, True, 8192), "signer": (TEXT, True, 64), "signature": (TEXT, True, 128)},
+    "follow": {"after": (NUMBER, True, 2**53)},
 }
 
 
@@ -95,7 +109,13 @@ def _check(name: str, value: object, rule: tuple[str, bool, int]) -> None:
     elif kind == TEXT:
         _check_text(name, value, most)
     elif type(value) is not list or len(value) > most:
-        raise MalformedError(f"field {name}: a list of at most {most} names")
+        raise MalformedError(f"field {name}: a list of at most {most} {kind}")
+    elif kind == BLOCKS:
+        for item in value:
+            if type(item) is not list or len(item) != 2:
+                raise MalformedError(f"field {name}: each is [address, seconds]")
+            _check_text(name, item[0], 64)
+            _check(name, item[1], (NUMBER, True, 10**9))
     else:
         for item in value:
             _check_text(name, item, 64)

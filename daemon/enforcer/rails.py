@@ -91,6 +91,7 @@ class Signer(NamedTuple):
 
     name: str
     public_key: bytes  # Ed25519, RFC 8032: 32 bytes
+    uid: int = -1  # the account of the same person here, so that nobody counts twice
 
 
 class Rails(NamedTuple):
@@ -271,8 +272,9 @@ def _signer(table: _Table) -> Signer:
         key = b""
     if len(key) != 32:
         raise table.wrong("public_key", "an Ed25519 public key: 32 bytes in base64")
+    uid = table.number("uid", 1, 2**32 - 2) if "uid" in table.values else -1
     table.nothing_left()
-    return Signer(name, key)
+    return Signer(name, key, uid)
 
 
 def _endpoint(table: _Table) -> Endpoint:

@@ -23,11 +23,14 @@ from typing import NamedTuple
 from ..errors import GatewatchError
 from . import rails as rails_file
 from .authority import Authority, Caller
+from .killswitch import Later
 from .monitor import Monitor
 from .protocol import MOST_BYTES, SOCKET, MalformedError, parse
+from .rails import Refusal
 
 _TICK_S = 60.0
-_HEAL_S = 0.05  # one healing for a burst of changes
+_HEAL_S = 0.05  # at the soonest after the last one: who changes our tables again and again gets no more of us
+_END_S = 1.0  # the same for a release that comes by itself and fails
 _FINISH_S = 0.05  # what nobody waits for is done when nobody asks, but no later
 _NEVER = float("inf")
 _MOST_CLIENTS = 64
@@ -50,6 +53,9 @@ class Server:
         self._operators = -1
         self._poll = select.poll()
         self._clients: dict[int, tuple[socket.socket, Caller]] = {}
+        self._later: dict[int, tuple[int, Later]] = {}  # by what is polled: who waits, for what
+        self._followers: dict[int, int] = {}  # by client: the last sequence that it was told
+        self._fed = 0
         self._running = True
         self._reload = False
         self._monitor = Monitor()  # from here on nothing that others change is missed
@@ -84,36 +90,43 @@ class Server:
             self._poll.register(waited.fileno(), select.POLLIN)
         say("ready")
         now = time.monotonic()
-        next_tick, heal_at, finish_at = now + _TICK_S, _NEVER, _NEVER
+        next_tick, heal_at, finish_at, healed, ended = now + _TICK_S, _NEVER, _NEVER, 0.0, 0.0
         while self._running:
             if self._authority.unfinished:
                 finish_at = min(finish_at, now + _FINISH_S)
-            events = self._poll.poll(
-                0 if finish_at < _NEVER else max(0.0, min(next_tick, heal_at) - now) * 1e3 + 1
-            )
-            for descriptor, _ in events:
+            end_at = max(ended + _END_S, now + self._authority.killswitch.next_end_s())
+            idle_s = max(0.0, min(next_tick, heal_at, end_at) - now)
+            events = self._poll.poll(0 if finish_at < _NEVER else idle_s * 1e3 + 1)
+            for descriptor, event in events:
                 if descriptor == listener.fileno():
                     self._accept(listener)
                 elif descriptor == wake.fileno():
                     wake.recv(64)
                 elif descriptor == self._monitor.fileno():
                     if self._monitor.changed_by_others():
-                        heal_at = min(heal_at, time.monotonic() + _HEAL_S)
-                else:
-                    self._answer(descriptor)
+                        heal_at = min(heal_at, max(time.monotonic(), healed + _HEAL_S))
+                elif descriptor in self._later:
+                    self._finish(descriptor)
+                elif descriptor in self._clients:  # else it went away a moment ago
+                    self._answer(descriptor, event)
             now = time.monotonic()
+            if now >= heal_at:
+                heal_at = _NEVER
+                self._attempt(self._heal)
+                healed = now
+            if now >= end_at:
+                ended = now
+                self._attempt(self._end)
             if finish_at < _NEVER and (not events or now >= finish_at):
                 finish_at = _NEVER
                 self._attempt(self._authority.finish)
             if self._reload:
                 self._reload = False
                 self._attempt(self.load_rails)
-            if now >= heal_at:
-                heal_at = _NEVER
-                self._attempt(self._heal)
             if now >= next_tick:
                 next_tick = now + _TICK_S
-                self._attempt(self._authority.tick)
+                self._attempt(self._tick)
+            self._feed()
         say("stopped; what is blocked and cut off stays so")
 
     def _listen(self) -> socket.socket:
@@ -142,16 +155,20 @@ class Server:
         except OSError:
             client.close()
             return
-        if caller is None or len(self._clients) >= _MOST_CLIENTS:
-            why = "too many connections" if caller else "neither an operator nor the analyser"
-            _send(client, {"ok": False, "refused": why, "rail": "authority"})
+        if caller.role == "stranger" or len(self._clients) >= _MOST_CLIENTS:
+            stranger = caller.role == "stranger"
+            why = "neither an operator nor the analyser" if stranger else "too many connections"
+            _send(client, self._authority.refuse(Refusal(why, "authority"), {}, caller))
             client.close()
             return
         self._clients[client.fileno()] = (client, caller)
         self._poll.register(client.fileno(), select.POLLIN)
 
-    def _answer(self, descriptor: int) -> None:
+    def _answer(self, descriptor: int, event: int) -> None:
         client, caller = self._clients[descriptor]
+        if descriptor in self._followers:
+            self._feed_one(descriptor) if event == select.POLLOUT else self._drop(descriptor)
+            return
         try:
             data, _, flags, _ = client.recvmsg(MOST_BYTES)
         except BlockingIOError:
@@ -164,16 +181,71 @@ class Server:
         try:
             if flags & socket.MSG_TRUNC:
                 raise MalformedError(f"message longer than {MOST_BYTES} bytes")
-            answer = self._authority.handle(parse(data), caller)
+            ask = parse(data)
+            follows = ask["request"] == "follow"
+            answer = (
+                self._follow(descriptor, ask["after"]) if follows else self._authority.handle(ask, caller)
+            )
         except MalformedError as error:
-            answer = {"ok": False, "refused": str(error), "rail": "protocol"}
+            answer = self._authority.refuse(Refusal(str(error), "protocol"), {}, caller)
         except Exception as error:  # a fault of ours must not take the kill switch from everyone else
             traceback.print_exc()
             answer = {"ok": False, "error": f"internal error: {error}", "remedy": "see the enforcer's log"}
-        if not _send(client, answer):
+        if isinstance(answer, Later):
+            self._poll.unregister(descriptor)  # nothing more of this client until it has its answer
+            self._poll.register(answer.fileno(), select.POLLIN)
+            self._later[answer.fileno()] = (descriptor, answer)
+        elif not _send(client, answer):
             self._drop(descriptor)
 
-    def _caller(self, client: socket.socket) -> Caller | None:
+    def _finish(self, waited: int) -> None:
+        """Send an answer that has come."""
+        descriptor, later = self._later.pop(waited)
+        self._poll.unregister(waited)
+        self._poll.register(descriptor, select.POLLIN)
+        try:
+            answer = later.finish()
+        except (GatewatchError, OSError) as error:
+            answer = {"ok": False, "error": str(error), "remedy": "see the enforcer's log"}
+        if not _send(self._clients[descriptor][0], answer):
+            self._drop(descriptor)
+
+    def _follow(self, descriptor: int, after: int) -> dict[str, object]:
+        """From now on this client is told what is noted. It asks nothing else."""
+        journal = self._authority.journal
+        full = len(journal.remembered) == journal.remembered.maxlen
+        oldest = journal.remembered[0][0]["seq"] if full else journal.first
+        self._followers[descriptor] = after
+        self._fed = 0
+        return {"ok": True, "sequence": journal.sequence, "head": journal.head, "oldest": oldest}
+
+    def _feed(self) -> None:
+        """Tell those who follow what is new."""
+        if self._fed != self._authority.journal.sequence:
+            self._fed = self._authority.journal.sequence
+            for descriptor in list(self._followers):
+                self._feed_one(descriptor)
+
+    def _feed_one(self, descriptor: int) -> None:
+        client, _ = self._clients[descriptor]
+        news: list[tuple[dict[str, object], str]] = []
+        for entry, head in reversed(self._authority.journal.remembered):
+            if entry["seq"] <= self._followers[descriptor]:
+                break
+            news.append((entry, head))
+        for entry, head in reversed(news):
+            try:
+                client.send(json.dumps({"entry": entry, "head": head}).encode("ascii"))
+            except BlockingIOError:
+                self._poll.modify(descriptor, select.POLLIN | select.POLLOUT)
+                return
+            except OSError:
+                self._drop(descriptor)
+                return
+            self._followers[descriptor] = int(str(entry["seq"]))
+        self._poll.modify(descriptor, select.POLLIN)
+
+    def _caller(self, client: socket.socket) -> Caller:
         pid, uid, gid = struct.unpack("=iII", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         groups = {gid}
         with contextlib.suppress(OSError):  # more groups than fit: its first one counts alone
@@ -185,16 +257,25 @@ class Server:
             uid == self._options.analyser_uid
         ):  # first: it gains nothing by being put into the operators' group
             return Caller("analyser", uid, pid)
-        return Caller("operator", uid, pid) if self._operators in groups else None
+        return Caller("operator" if self._operators in groups else "stranger", uid, pid)
 
     def _drop(self, descriptor: int) -> None:
         client, _ = self._clients.pop(descriptor)
+        self._followers.pop(descriptor, None)
         self._poll.unregister(descriptor)
         client.close()
 
     def _heal(self) -> None:
         for what in self._authority.heal():
             say(f"mended: {what}")
+
+    def _tick(self) -> None:
+        for what in self._authority.tick():
+            say(f"mended: {what}")
+
+    def _end(self) -> None:
+        for name in self._authority.killswitch.end_due():
+            say(f"released {name}: the time that it was engaged for is over")
 
     @staticmethod
     def _attempt(what: Callable[[], None]) -> None:

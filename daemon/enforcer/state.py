@@ -181,6 +181,12 @@ class State:
                     ends_ns=max(former.ends_ns, ends_ns) if both else 0,
                 )
 
+    def _grow(self, entry: dict[str, Any], trusted: bool) -> None:
+        for name, services in dict(entry["endpoints"]).items():
+            former = self.kills[name]
+            more = tuple(service_of(s) for s in services)
+            self.kills[name] = former._replace(services=tuple(dict.fromkeys((*former.services, *more))))
+
     def _release(self, entry: dict[str, Any], trusted: bool) -> None:
         if trusted:
             for name in entry["endpoints"]:
@@ -226,6 +232,7 @@ _EFFECTS = {
     "block": State._block,
     "deny": State._answered,
     "grant": State._answered,
+    "grow": State._grow,
     "import": State._import,
     "unblock": State._unblock,
     "kill": State._kill,
