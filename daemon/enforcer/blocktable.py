@@ -7,11 +7,13 @@ element has a timeout, so a block ends though the enforcer be dead.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from ipaddress import ip_network
-from typing import Any, NamedTuple
+from ipaddress import IPv6Address, ip_network
+from socket import AF_INET, AF_INET6, inet_ntop
+from typing import NamedTuple
 
+from .elements import MissingError
 from .nft import Nft
-from .rails import PREFIXES, Network, Rails, address_text
+from .rails import PREFIXES, Network, Rails
 
 TABLE = "gatewatch"
 PRIORITY = -310
@@ -19,6 +21,7 @@ PRIORITY = -310
 _SPARE = 65_536
 """Room above `most_blocks`: within one transaction a refreshed element counts twice."""
 _CHUNK = 5_000
+_ZEROS = bytes(8)
 
 
 def name_of(network: Network) -> str:
@@ -59,24 +62,25 @@ def _chain(name: str, hook: str, interface: str, side: str, counter: str) -> str
     return f"chain {name} {{\ntype filter hook {hook} priority {PRIORITY}; policy accept;\n{body}\n}}\n"
 
 
-def _put(network: Network, seconds: float) -> str:
-    """Add, delete, add: the timeout becomes this one, whether the element is there or not."""
-    place, key = f"element inet {TABLE} {name_of(network)}", str(network.network_address)
-    timeout = max(1, round(seconds))
-    return (
-        f"add {place} {{ {key} }}\ndelete {place} {{ {key} }}\nadd {place} {{ {key} timeout {timeout}s }}\n"
-    )
-
-
 def add(nft: Nft, network: Network, seconds: float) -> None:
-    """Block `network` for `seconds` from now, whether it is blocked already or not. Raises EnforcerError."""
-    nft.run(_put(network, seconds))
+    """Block `network` for `seconds` from now, whether it is blocked already or not. Raises EnforcerError,
+    MissingError where the table is gone."""
+    add_many(nft, [(network, seconds)])
+
+
+def add_many(nft: Nft, blocks: Iterable[tuple[Network, float]]) -> None:
+    """Block each (network, seconds from now) in one transaction. Raises as `add` does."""
+    wanted: dict[str, dict[bytes, int]] = {}
+    for network, seconds in blocks:
+        wanted.setdefault(name_of(network), {})[network.network_address.packed] = (
+            max(1, round(seconds)) * 1000
+        )
+    nft.elements.put(TABLE, wanted)
 
 
 def remove(nft: Nft, network: Network) -> None:
-    """End the block of `network`, whether there is one or not. Raises EnforcerError."""
-    place = f"element inet {TABLE} {name_of(network)} {{ {network.network_address} }}"
-    nft.run(f"add {place}\ndelete {place}\n")
+    """End the block of `network`, whether there is one or not. Raises as `add` does."""
+    nft.elements.remove(TABLE, name_of(network), network.network_address.packed)
 
 
 def replace(
@@ -115,24 +119,31 @@ class Held(NamedTuple):
 
 
 def held(nft: Nft) -> Held | None:
-    """What the kernel has; None where the table is missing. Takes some 10 microseconds for each block."""
-    listed = nft.table(TABLE)
-    if listed is None:
+    """What the kernel has; None where the table is missing. Raises EnforcerError.
+
+    Takes a millisecond for each thousand blocks, and at 100,000 in one set, which the kernel walks anew for every
+    30 KiB, three times as long. Now and then a block is left out because another one ended meanwhile.
+    """
+    shape = nft.elements.parts(TABLE, [f"never{version}" for version in PREFIXES])
+    if shape is None:
         return None
-    shape, blocked = [], set()
-    for item in listed:
-        named = item.get("set", {})
-        if str(named.get("name", "")).startswith("block"):
-            length = int(named["name"].partition("_")[2])
-            for element in named.pop("elem", []):
-                key = element["elem"]["val"] if isinstance(element, dict) else element
-                blocked.add(address_text(ip_network(f"{key}/{length}")))
-        if "metainfo" not in item:
-            shape.append(repr(_plain(item)))
-    return Held(sorted(shape), frozenset(blocked))
+    blocked: list[str] = []
+    for version, lengths in PREFIXES.items():
+        for length in lengths:
+            try:
+                found = nft.elements.dump(TABLE, f"block{version}_{length}")
+            except MissingError:  # the shape tells
+                continue
+            blocked += _texts(version, length, [key for key, _ in found])
+    return Held(shape, frozenset(blocked))
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items() if k not in ("handle", "packets", "bytes")}
-    return [_plain(v) for v in value] if isinstance(value, list) else value
+def _texts(version: int, length: int, keys: Iterable[bytes]) -> Iterable[str]:
+    """As `address_text`, in a fifth of the time. inet_ntop(3) writes some that begin with zeros differently."""
+    suffix = "" if length in (32, 128) else f"/{length}"
+    if version == 4:
+        return [inet_ntop(AF_INET, key) + suffix for key in keys]
+    return [
+        (str(IPv6Address(key)) if key.startswith(_ZEROS) else inet_ntop(AF_INET6, key)) + suffix
+        for key in keys
+    ]
