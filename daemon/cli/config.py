@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError, PrivilegeError
+from . import importing
 from .options import ConfigOption, JsonOption
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ def register(app: typer.Typer) -> None:
     group.command("init")(init)
     group.command("check")(check)
     group.command("show")(show)
+    group.add_typer(
+        importing.group(), name="import", help="Take over what fail2ban or CrowdSec block and ignore."
+    )
     app.add_typer(group, name="config", help="Write, check and show the configuration.")
 
 
