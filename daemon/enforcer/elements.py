@@ -39,7 +39,6 @@ _PARTS: dict[int, tuple[int, ...]] = {
     _SUBSYSTEM << 8 | 7: (2, 4),  # rules: chain, expressions
     _SUBSYSTEM << 8 | 10: (2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 15),  # sets: name to object type, but for ids
     _SUBSYSTEM << 8 | 19: (2, 3),  # objects: name, type
-    _SUBSYSTEM << 8 | 23: (2, 3),  # flow tables: name, hook
 }
 """NFT_MSG_GET*, and the attributes that say what a part is; the others are handles, uses and counts."""
 
@@ -78,7 +77,7 @@ class Elements:
     def dump(self, table: str, name: str) -> list[tuple[bytes, int]]:
         """(key, milliseconds that remain; 0: it has no end) of what is in the set. One that ends meanwhile may hide
         another."""
-        return [element for body in self._dump(table, name) for element in _read(body)]
+        return [element for body in self._dump(table, name) for element in read(body)]
 
     def parts(self, table: str, fixed: Iterable[str]) -> list[str] | None:
         """What the table is made of, equal while nobody changes it: its flags, chains, rules, sets and objects, and
@@ -159,7 +158,7 @@ def _element(key: bytes, timeout_ms: int = 0) -> bytes:
     return attribute(_ITEM, inside, nested=True)
 
 
-def _read(data: bytes) -> Iterable[tuple[bytes, int]]:
+def read(data: bytes) -> Iterable[tuple[bytes, int]]:
     """(key, milliseconds that remain) of each element in a list. Those of one set with timeouts are all of one layout,
     which is checked, not trusted; what looks different is read attribute by attribute."""
     items = listed(data)
