@@ -135,9 +135,7 @@ def load(name: str, lab: Lab) -> AbstractContextManager[None]:
 
 
 @pytest.mark.parametrize("day", ["idle", "busy", "flood"])
-def test_fifty_streams_by_four_ways_are_cut_and_nothing_else_is(
-    site: Site, day: str, record_property: pytest.RecordProperty
-) -> None:
+def test_fifty_streams_by_four_ways_are_cut_and_nothing_else_is(site: Site, day: str) -> None:
     before = site.ends()
     with watched(site), Crowd(site.lab) as crowd:
         for count, address, port in CROWD:
@@ -152,7 +150,7 @@ def test_fifty_streams_by_four_ways_are_cut_and_nothing_else_is(
             cut_ns = site.transactions.read()[0]
             sent = [p for p in site.tap.read() if p.port in ENDPOINT_PORTS]
         late = [p for p in sent if p.ns > cut_ns + LIMIT_NS]
-        record_property("last_payload_ms", (max(p.ns for p in sent) - cut_ns) / 1e6)
+        print(f"last payload {(max(p.ns for p in sent) - cut_ns) / 1e6:.1f} ms after the transaction")
         assert late == []
         assert receipt["engaged"] == ["chat", "direct", "published"]
         assert code == 0, receipt
