@@ -3,104 +3,40 @@
 Append-only, one JSON object a line, each sealed with SHA-256 over the previous seal and itself. An entry is
 on disk before the kernel is told. Whoever writes holds the lock, the enforcer or the command as root.
 
-A torn last line (power lost while writing) is cut off. A chain that is broken in the middle means that
-somebody or something changed the file: that is said in every status from then on, and no release after the
-break counts.
+A torn last line (power lost while writing) is cut off. A chain that is broken, an end that is missing or a file
+that is gone mean that somebody or something changed the journal: that is said in every status from then on, no
+release after a break counts, and what the second copy has as engaged stays engaged (`witness`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
-import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from hashlib import sha256
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 from ..errors import EnforcerError
-from .state import Moment, State
+from . import witness
+from .chain import START, Point, Reader, seal
+from .rails import PREFIXES, address_text, network_of
+from .state import NS_PER_S, Moment, State
 
-GENESIS = "0" * 64
 MOST_FILE_BYTES = 16 << 20
 """A journal that grew longer than this, and than four times what its state needs, is begun anew."""
 KEPT_FILES = 16
 MOST_REMEMBERED = 2_000
 """Notable entries that are kept at hand for who follows the journal."""
 UNREMARKABLE = frozenset({"tick", "state", "restore", "head"})
-_SEAL = b',"hash":"'
-_SEAL_BYTES = len(_SEAL) + 64 + len(b'"}')
 _BLOCKS_AN_ENTRY = 500
-
-
-class Verdict(NamedTuple):
-    """What reading a journal showed."""
-
-    entries: int
-    head: str  # the last good seal
-    sequence: int  # of the last good entry
-    intact: bool
-    torn_bytes: int  # of a last line without its end
-    note: str  # what is wrong, in words; empty where nothing is
+_LONGEST_BLOCK_S = 31_536_000  # the most that the rails can allow
 
 
 class LockedError(EnforcerError):
     """Another process holds the journal, or it was opened for reading."""
-
-
-def seal(entry: dict[str, Any], previous: str) -> tuple[bytes, str]:
-    """The line of `entry` in a chain whose last seal is `previous`, and its own seal."""
-    body = json.dumps(entry, sort_keys=True, separators=(",", ":")).encode("ascii")
-    digest = sha256(previous.encode("ascii") + body).hexdigest()
-    return body[:-1] + _SEAL + digest.encode("ascii") + b'"}\n', digest
-
-
-class Reader:
-    """Reads a journal from its start; iterate over it, then ask for `verdict`.
-
-    It gives (entry, good): entries after a break are given as well, as far as they are JSON at all, with
-    `good` false.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.good_bytes = 0
-        self.seal = GENESIS  # of the entry that was given last
-        self.verdict = Verdict(0, GENESIS, 0, True, 0, "")
-
-    def __iter__(self) -> Iterator[tuple[dict[str, Any], bool]]:
-        entries, head, sequence, torn, note = 0, GENESIS, 0, 0, ""
-        with open(self.path, "rb") as file:
-            for line in file:
-                if not line.endswith(b"\n"):
-                    torn = len(line)
-                    break
-                entry, digest = _unseal(line)
-                if entries == 0 and entry.get("do") == "state":
-                    head, sequence = str(entry.get("previous", "")), _number(entry.get("seq")) - 1
-                right = digest == sha256(head.encode("utf-8", "replace") + _body(line)).hexdigest()
-                if not note and not (right and entry.get("seq") == sequence + 1):
-                    note = f"the chain is broken after entry {sequence}"
-                if not note:
-                    head, sequence, entries = digest, sequence + 1, entries + 1
-                self.good_bytes += len(line)
-                self.seal = digest
-                if entry:
-                    yield entry, not note
-        self.verdict = Verdict(entries, head, sequence, not note, torn, note)
-
-
-def verify(path: str | os.PathLike[str]) -> Verdict:
-    """Check the chain of the journal `path` from its first entry. Raises EnforcerError where it cannot be read."""
-    reader = Reader(os.fspath(path))
-    try:
-        for _ in reader:
-            pass
-    except OSError as error:
-        raise EnforcerError(f"journal {reader.path}: {error.strerror}") from None
-    return reader.verdict
 
 
 class Journal:
@@ -117,21 +53,23 @@ class Journal:
         self.state = State()
         self.note = ""
         self.remembered: deque[tuple[dict[str, Any], str]] = deque(maxlen=MOST_REMEMBERED)
+        self.sequence, self.head = START  # of the last entry
         self.first = 1  # sequence of the first entry that this file holds
         self._now = now
         self._file = -1
         self._lock = -1
+        self._witness: witness.Head | None = None
         self._unsynced = False
-        self._base_bytes = 0
+        self._uncopied = False  # the kill switches changed since the second copy was written
+        self._wrong = ""  # a damage that no new file has been begun for yet
+        self._bytes = self._base_bytes = 0
         try:
             if not read_only:
                 os.makedirs(folder, mode=0o700, exist_ok=True)
                 self._take_lock(wait_s)
-            verdict, good_bytes = self._read()
-            self.head, self.sequence, self._bytes = verdict.head, verdict.sequence, good_bytes
-            self.note = verdict.note or self.state.broken
+            torn = self._read()
             if not read_only:
-                self._open(verdict)
+                self._open(torn)
         except OSError as error:
             self.close()
             raise EnforcerError(f"journal {self.path}: {error.strerror}", remedy="run as root") from None
@@ -141,7 +79,9 @@ class Journal:
         for descriptor in (self._file, self._lock):
             if descriptor >= 0:
                 os.close(descriptor)
-        self._file = self._lock = -1
+        if self._witness is not None:
+            self._witness.close()
+        self._file, self._lock, self._witness = -1, -1, None
 
     def append(self, do: str, *, sync: bool = True, **fields: Any) -> dict[str, Any]:
         """Write one entry, wait until it is on disk, and let it take effect in `state`.
@@ -158,27 +98,46 @@ class Journal:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._unsynced = True
             if sync:
-                self.sync()
+                self._to_disk()
         except OSError as error:
             self._take_back()
             raise EnforcerError(
                 f"journal {self.path}: {error.strerror}", remedy="make room on that disk"
             ) from None
         self.head, self.sequence, self._bytes = digest, self.sequence + 1, self._bytes + len(line)
+        former = self.state.kills.copy()
         self.state.apply(entry)
+        self._uncopied = self._uncopied or former != self.state.kills
         self._remember(entry, digest)
+        if sync:
+            with contextlib.suppress(OSError):  # the entry counts; the second copy follows with the next one
+                self.sync()
         return entry
 
+    def awake_ns(self) -> int:
+        """The clock of kills that end by themselves, now."""
+        return self.state.awake_at(self._now())
+
     def sync(self) -> None:
-        """Wait until everything written is on disk. Raises OSError."""
+        """Wait until everything written is on disk, the second copy of the kill switches too. Raises OSError."""
+        self._to_disk()
+        if self._witness is not None and not self._wrong:
+            self._witness.write(Point(self.sequence, self.head))
+        if self._uncopied and self._file >= 0:
+            witness.write_engaged(self.folder, self._engaged())
+            self._uncopied = False
+
+    def maintain(self) -> None:
+        """Begin a new file where this one has grown or is damaged. Raises EnforcerError; then the old one goes on."""
+        if self._wrong:
+            self._begin_after_damage()
+        elif self._bytes > max(MOST_FILE_BYTES, 4 * self._base_bytes):
+            self._begin_anew(f"journal-{self.sequence}", "")
+
+    def _to_disk(self) -> None:
         if self._unsynced:
             os.fdatasync(self._file)
             self._unsynced = False
-
-    def maintain(self) -> None:
-        """Begin a new file where this one has grown. Raises EnforcerError; then the old file goes on."""
-        if self._bytes > max(MOST_FILE_BYTES, 4 * self._base_bytes):
-            self._begin_anew(f"journal-{self.sequence}", "")
 
     def _remember(self, entry: dict[str, Any], digest: str) -> None:
         """Keep what a person or a SIEM wants to know; what the analyser did itself, it knows."""
@@ -199,29 +158,126 @@ class Journal:
                     raise LockedError(f"journal {self.path} is held by another process") from None
                 time.sleep(0.01)
 
-    def _read(self) -> tuple[Verdict, int]:
-        if not os.path.exists(self.path):
-            return Verdict(0, GENESIS, 0, True, 0, ""), 0
-        reader = Reader(self.path)
-        for number, (entry, good) in enumerate(reader):
-            self.state.apply(entry, trusted=good)
-            if number == 0:
-                self.first = _number(entry.get("seq"))
-            if good:
-                self._remember(entry, reader.seal)
-        return reader.verdict, reader.good_bytes
+    def _read(self) -> int:
+        """Fold what there is into `state`; bytes of a last line without its end. Raises OSError where it may not."""
+        head, head_why = witness.read_head(self.folder)  # before the journal, which another process may write
+        reader = Reader(self.path, head)
+        wrong = self._fold(reader)
+        verdict = reader.verdict
+        there = reader.good_bytes > 0 or verdict.torn_bytes > 0 or bool(wrong)
+        if head is not None:
+            wrong += [why] if (why := witness.end_wrong(reader, head)) else []
+        copy, copy_why = witness.read_engaged(self.folder)
+        unsure = verdict.torn_bytes > 0 or head is None or not reader.met
+        if wrong or unsure:
+            wrong += self._keep_engaged(copy, bool(wrong))
+            self._drop_nonsense()
+        notes = []
+        if there and not wrong and (head is None or not reader.met):
+            notes.append(f"the file head {head_why or 'is too old'}: cannot tell whether the end is cut off")
+        if (head is not None or copy_why == "is damaged") and copy_why:
+            notes.append(f"the second copy of the engaged kill switches {copy_why}")
+        self._mend_names()
+        self._wrong = "; ".join(wrong)
+        self.note = "; ".join(filter(None, (*wrong, *notes, self.state.broken)))
+        resume = Point(verdict.sequence, verdict.head)
+        if head is not None and wrong and head.sequence > resume.sequence:
+            resume = head  # no sequence is given twice: others may hold copies of what is missing
+        self.sequence, self.head, self._bytes = *resume, reader.good_bytes
+        self._uncopied = copy is None or copy.get("kills") != self.state.said()["kills"]
+        return verdict.torn_bytes
 
-    def _open(self, verdict: Verdict) -> None:
+    def _fold(self, reader: Reader) -> list[str]:
+        """Let every entry take effect; what is wrong, in words."""
+        wrong: list[str] = []
+        try:
+            for number, (entry, good) in enumerate(reader):
+                sound = good and not wrong
+                try:
+                    self.state.apply(entry, trusted=sound)
+                except Exception:  # whatever a damaged or forged entry makes of it: it does not count
+                    wrong += [f"entry {entry.get('seq')} makes no sense"] if sound else []
+                    continue
+                if number == 0:
+                    self.first = _number(entry.get("seq"))
+                if sound:
+                    self._remember(entry, reader.seal)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM):
+                raise
+            wrong.append(f"it cannot be read to its end: {error.strerror}")
+        return [reader.verdict.note, *wrong] if reader.verdict.note else wrong
+
+    def _keep_engaged(self, copy: dict[str, Any] | None, damaged: bool) -> list[str]:
+        """Where the journal alone does not count: engaged is what it or the second copy has. In words, what that
+        changed."""
+        kills = self.state.kills
+        copied = State()
+        with contextlib.suppress(Exception):  # a forged copy is none
+            written = copy or {}
+            moment = Moment(int(written["wall"]), int(written["boot"]), str(written["boot_id"]))
+            copied.awake_ns = self.state.awake_at(moment)  # what remains is counted from there
+            copied.apply(written)
+        said = []
+        for name, kill in copied.kills.items():
+            former = kills.get(name)
+            if former is None:
+                kills[name] = kill
+                said.append(f"the kill switch of {name!r} is kept engaged from the second copy")
+            elif damaged:  # neither ends sooner than it would have
+                ends_ns = max(kill.ends_ns, former.ends_ns) if kill.ends_ns and former.ends_ns else 0
+                services = tuple(dict.fromkeys((*former.services, *kill.services)))
+                kills[name] = former._replace(services=services, ends_ns=ends_ns)
+        if damaged and copy is not None:
+            said += [
+                f"the kill switch of {name!r} is engaged: its release, if there was one, is not in what is left"
+                for name in kills
+                if name not in copied.kills
+            ]
+        return said
+
+    def _drop_nonsense(self) -> None:
+        """Forget what a damaged entry blocked that the kernel would not take: it takes all or nothing."""
+        state = self.state
+        for address, block in list(state.blocks.items()):
+            if not _blockable(address) or block.ends_ns > state.elapsed_ns + _LONGEST_BLOCK_S * NS_PER_S:
+                del state.blocks[address]
+
+    def _mend_names(self) -> None:
+        """A damaged name is engaged under one that the kernel takes."""
+        kills = self.state.kills
+        for name in [n for n in kills if _plain(n) != n]:
+            kills.setdefault(_plain(name), kills.pop(name))
+
+    def _open(self, torn: int) -> None:
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        if verdict.torn_bytes:
+        self._witness = witness.Head(self.folder)
+        if torn and not self._wrong:
             os.ftruncate(self._file, self._bytes)
         try:
-            if not verdict.intact:
-                self._begin_anew(f"journal.broken-{verdict.sequence}-{self._now().wall_ns}", verdict.note)
-            if verdict.torn_bytes:
-                self.append("torn", bytes=verdict.torn_bytes)
+            if self._wrong:
+                self._begin_after_damage()
+            elif torn:
+                self.append("torn", bytes=torn)
         except EnforcerError as error:  # a full disk must not keep the enforcer from what is in force
             self.note = self.note or error.message
+            if torn:
+                os.ftruncate(
+                    self._file, self._bytes
+                )  # what is appended all the same begins a line of its own
+
+    def _begin_after_damage(self) -> None:
+        """Keep the damaged file, and begin one that says so. Raises EnforcerError."""
+        wrong, note = self._wrong, self.note
+        self._begin_anew(f"journal.broken-{self.sequence}-{self._now().wall_ns}", wrong)
+        self.note = note
+        self.append("damaged", what=wrong)
+
+    def _engaged(self) -> dict[str, Any]:
+        """What the second copy has to say: a `state` entry of the kill switches alone."""
+        return {"do": "state", "broken": "", **self._now().fields(), "kills": self.state.said()["kills"]}
 
     def _take_back(self) -> None:
         """Undo a write that failed half-way, so that the chain goes on from the last good entry."""
@@ -266,11 +322,15 @@ class Journal:
             if os.write(fresh, data) != len(data):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(fresh)
-            os.link(self.path, f"{self.folder}/{old_name}")
+            if not broken:
+                self.sync()
+                self._sync_head()
+            for name in os.listdir(self.folder):  # what a crash between link and replace left
+                if name.startswith("journal") and name != "journal" and self._is_this(name):
+                    os.unlink(f"{self.folder}/{name}")
+            if os.path.getsize(self.path):
+                os.link(self.path, f"{self.folder}/{old_name}")
             os.replace(f"{self.path}.new", self.path)
-            folder = os.open(self.folder, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
         except OSError as error:
             if fresh >= 0:
                 os.close(fresh)
@@ -278,29 +338,41 @@ class Journal:
                 f"journal {self.path}: {error.strerror}", remedy="make room on that disk"
             ) from None
         os.close(self._file)
-        self._file, self.head, self.sequence = fresh, head, sequence
+        self._file, self.head, self.first, self.sequence = fresh, head, self.sequence + 1, sequence
         self._bytes = self._base_bytes = len(data)
         self.note = state.broken = broken
-        kept = sorted(
-            (f for f in os.listdir(self.folder) if f.startswith("journal-")), key=lambda f: int(f[8:])
-        )
-        for name in kept[:-KEPT_FILES]:
-            os.unlink(f"{self.folder}/{name}")
+        self._wrong, self._unsynced = "", False
+        with contextlib.suppress(OSError):  # the new file is in force already
+            witness.sync_folder(self.folder)
+            self.sync()
+            self._sync_head()
+            for name in self._kept()[:-KEPT_FILES]:
+                os.unlink(f"{self.folder}/{name}")
+
+    def _kept(self) -> list[str]:
+        """The files that this one continues, oldest first."""
+        names = [f for f in os.listdir(self.folder) if f.startswith("journal-") and f[8:].isdecimal()]
+        return sorted(names, key=lambda f: int(f[8:]))
+
+    def _is_this(self, name: str) -> bool:
+        return os.path.samefile(f"{self.folder}/{name}", self.path)
+
+    def _sync_head(self) -> None:
+        if self._witness is not None:
+            self._witness.sync()
 
 
-def _unseal(line: bytes) -> tuple[dict[str, Any], str]:
-    """The entry (empty where it is none) and the seal that the line bears."""
+def _blockable(address: str) -> bool:
     try:
-        entry = json.loads(line)
-    except (ValueError, RecursionError):
-        return {}, ""
-    if type(entry) is not dict:
-        return {}, ""
-    return entry, str(entry.pop("hash", ""))
+        network = network_of(address)
+    except ValueError:
+        return False
+    return network.prefixlen in PREFIXES[network.version] and address_text(network) == address
 
 
-def _body(line: bytes) -> bytes:
-    return line[: -_SEAL_BYTES - 1] + b"}"
+def _plain(name: str) -> str:
+    """An endpoint's name, as the rails allow it."""
+    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name)[:64] or "-"
 
 
 def _number(value: object) -> int:
