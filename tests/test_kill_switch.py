@@ -424,7 +424,7 @@ def test_people_get_a_receipt_in_words(rig: Rig) -> None:
         "kill-switch", "engage", "--endpoint", "models", "--reason", "test", "--state", str(rig.state)
     )
     assert "KILL SWITCH ENGAGED  models" in done.stdout
-    assert "yes, read back from the kernel" in done.stdout
+    assert "yes: rules read back, " in done.stdout
 
 
 @pytest.mark.lab

@@ -19,6 +19,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "status": ("status",),
     "incidents": ("incidents",),
     "blocks": ("blocks", "block", "unblock"),
+    "approvals": ("approvals",),
+    "signed": ("signed",),
     "explain": ("explain",),
     "playbook": ("playbook",),
     "config": ("config",),

@@ -18,19 +18,26 @@ if TYPE_CHECKING:
 
 SYSTEM_STATE = "/var/lib/gatewatch"
 USAGE = """\
-usage: gatewatch kill-switch engage  --reason TEXT [--endpoint NAME]... [--json]
+usage: gatewatch kill-switch engage  --reason TEXT [--endpoint NAME]... [--for TIME] [--no-probe] [--json]
        gatewatch kill-switch release --reason TEXT [--endpoint NAME]... [--json]
        gatewatch kill-switch status  [--json]
        gatewatch kill-switch drill   [--endpoint NAME]... [--seconds N] [--json]
+       gatewatch kill-switch verify  FILE [--key KEY] [--json]
 
 engage   drop everything to and from the endpoints (all of them where none is named) and end their
          connections; what is engaged stays so through restarts, until released
-release  let them go
+release  let them go; where the rails ask for two people, the first one's request waits for the second
 status   what is engaged, as the journal and as the kernel say
-drill    count the endpoints' packets at the kill switch's place for N seconds (default 10); cuts nothing
+drill    count the endpoints' requests at the kill switch's place for N seconds (default 10), and name what
+         bypasses it; cuts nothing
+verify   check the signature of a receipt, as `engage --json` printed it
 
   --endpoint NAME   as in rails.toml; may be given again
   --reason TEXT     kept in the audit log
+  --for TIME        release by itself after 90s, 30m, 8h or 7d at most; without it, as with --until-released,
+                    only a person releases it
+  --no-probe        do not try to reach the endpoints from outside
+  --key KEY         the public key that the receipt has to be signed with (`status` shows it)
   --json            one JSON object
   --state FOLDER    the state folder (GATEWATCH_STATE; default /var/lib/gatewatch)
   --rails FILE      the rails, where no enforcer runs (GATEWATCH_RAILS)
@@ -40,6 +47,8 @@ Without an enforcer, root runs the same itself. Without Gatewatch: nft -f FOLDER
 Exit codes: 0 done (and proven), 1 failed or not proven, 2 wrong usage."""
 
 _ANSWER_S = 3.0
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_LONGEST_S = 7 * 86_400
 
 
 class Options:
@@ -48,33 +57,48 @@ class Options:
     def __init__(self, arguments: list[str]) -> None:
         self.action = ""
         self.endpoints: list[str] = []
-        self.reason = self.state = self.rails = self.config = ""
+        self.reason = self.state = self.rails = self.config = self.key = self.file = ""
         self.seconds = 10
+        self.ttl_s = 0
         self.json = False
+        self.probe = True
         rest = list(arguments)
         while rest:
             self._take(rest)
-        if self.action not in ("engage", "release", "status", "drill"):
+        if self.action not in ("engage", "release", "status", "drill", "verify"):
             raise UsageError(
                 "kill-switch: engage, release, status or drill?", remedy="kill-switch --help shows how"
             )
+        if self.action == "verify" and not self.file:
+            raise UsageError(
+                "kill-switch verify: which file?", remedy="name a receipt, or - for standard input"
+            )
+        if self.ttl_s and self.action != "engage":
+            raise UsageError(f"kill-switch {self.action}: --for belongs to engage")
         if self.action in ("engage", "release") and not self.reason.strip():
             raise UsageError(f"kill-switch {self.action}: the reason is missing", remedy="add --reason TEXT")
 
     def _take(self, rest: list[str]) -> None:
         word = rest.pop(0)
-        if not word.startswith("-"):
+        if not word.startswith("-") or word == "-":
+            if self.action == "verify" and not self.file:
+                self.file = word
+                return
             if self.action:
                 raise UsageError(
                     f"kill-switch: {word!r} is one word too many", remedy="put the reason in quotes"
                 )
             self.action = word
             return
-        if word == "--json":
-            self.json = True
+        if word in ("--json", "--no-probe", "--until-released"):
+            self.json |= word == "--json"
+            self.probe &= word != "--no-probe"
+            self.ttl_s *= word != "--until-released"
             return
         name, equals, value = word.partition("=")
-        if name not in ("--endpoint", "--reason", "--state", "--rails", "--config", "--seconds"):
+        if name not in (
+            "--endpoint", "--for", "--reason", "--state", "--rails", "--config", "--seconds", "--key"
+        ):  # fmt: skip
             raise UsageError(f"kill-switch: no option {name}", remedy="kill-switch --help shows them")
         if not equals:
             if not rest:
@@ -86,6 +110,13 @@ class Options:
             if not (value.isascii() and value.isdigit() and 0 < int(value) <= 3600):
                 raise UsageError("kill-switch: --seconds wants a whole number from 1 to 3600")
             self.seconds = int(value)
+        elif name == "--for":
+            unit, number = _UNITS_S.get(value[-1:], 0), value[:-1]
+            self.ttl_s = unit * int(number) if number.isascii() and number.isdigit() else 0
+            if not 0 < self.ttl_s <= _LONGEST_S:
+                raise UsageError(
+                    f"kill-switch: --for {value}: 90s, 30m, 8h or 7d is wanted, and 7d is the longest"
+                )
         else:
             setattr(self, name[2:], value)
 
@@ -100,8 +131,12 @@ def main(argv: list[str]) -> int:
         os.setpriority(os.PRIO_PROCESS, 0, -20)
     except OSError:
         pass  # only root may go before everyone else on a busy machine
+    if options.action == "verify":
+        from . import kill_switch_text
+
+        return kill_switch_text.verify(options.file, options.key, options.json)
     state, rails = _places(options)
-    speaker = _Speaker(state, rails)
+    speaker = Speaker(state, rails)
     if options.action == "drill":
         return _drill(speaker, options)
     message: dict[str, object] = {"request": "status"}
@@ -113,13 +148,17 @@ def main(argv: list[str]) -> int:
             "endpoints": options.endpoints,
             "reason": plain(options.reason),
         }
+        if options.action == "engage":
+            message["probe"] = int(options.probe)
+        if options.ttl_s:
+            message["ttl_s"] = options.ttl_s
     answer = speaker.call(message)
     from . import kill_switch_text
 
     return kill_switch_text.show(options.action, answer, options.json, direct=speaker.direct)
 
 
-class _Speaker:
+class Speaker:
     """Asks the enforcer, and where none answers, does as root what it would have done."""
 
     def __init__(self, state: str, rails: str) -> None:
@@ -146,7 +185,7 @@ class _Speaker:
         return dict(self._enforcer.call(message))
 
 
-def _drill(speaker: _Speaker, options: Options) -> int:
+def _drill(speaker: Speaker, options: Options) -> int:
     import time
 
     speaker.call({"request": "drill_start", "endpoints": options.endpoints, "seconds": options.seconds})

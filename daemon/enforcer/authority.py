@@ -311,7 +311,7 @@ class Authority:
             return Refusal("a release needs two people, so it cannot come by itself", "two_people")
         return self.killswitch.engage(
             ask.get("endpoints", []), ask["reason"], caller.name,
-            by_analyser=caller.role == "analyser", ttl_s=ttl_s, probe=bool(ask.get("probe", 0)),
+            by_analyser=caller.role == "analyser", ttl_s=ttl_s, probe=bool(ask.get("probe", 1)),
         )  # fmt: skip
 
     def _do_release(self, ask: dict[str, Any], caller: Caller) -> dict[str, Any] | Refusal:
@@ -386,6 +386,8 @@ class Authority:
                 "sequence": journal.sequence, "head": journal.head, "intact": not journal.note, "note": journal.note,
             },
             "rails": {"path": self.rails.path, "management": [str(n) for n in self.rails.management]},
+            "receipt_key": signatures.receipt_key(journal.folder),
+            "waiting": len(journal.state.approvals),
         }  # fmt: skip
 
     def refuse(self, why: Refusal, ask: dict[str, Any], caller: Caller) -> dict[str, Any]:

@@ -182,7 +182,6 @@ class KillSwitch:
             pass  # said above: it is engaged, and the disk takes nothing
         whole = {
             **receipt,
-            "ok": True,
             "proven": not not_proven,
             "not_proven": not_proven,
             "probes": [o._asdict() for o in outcomes],
@@ -192,9 +191,9 @@ class KillSwitch:
             "head": self._journal.head,
         }
         try:
-            return signatures.signed_receipt(whole, self._journal.folder)
+            return {**signatures.signed_receipt(whole, self._journal.folder), "ok": True}
         except EnforcerError as error:
-            return {**whole, "unsigned": error.message}
+            return {**whole, "unsigned": error.message, "ok": True}
 
     def release(self, names: list[str], reason: str, by: str) -> dict[str, Any] | Refusal:
         """Let the named endpoints go, or all that are engaged. Raises EnforcerError."""

@@ -81,6 +81,14 @@ def signed_receipt(receipt: dict[str, Any], folder: str) -> dict[str, Any]:
     return {**whole, "signature": base64.b64encode(_sign(seed, _canonical(whole))).decode("ascii")}
 
 
+def receipt_key(folder: str) -> str:
+    """The public key that receipts are signed with; empty where there is none."""
+    try:
+        return public_key(_seed(f"{folder}/{KEY_FILE}"))
+    except EnforcerError:
+        return ""
+
+
 def fits(receipt: dict[str, Any]) -> bool:
     """Whether the receipt's signature is by the key that it names; whose key that is, it cannot say."""
     whole = dict(receipt)
