@@ -1,4 +1,7 @@
-"""`python -m gatewatch.daemon.enforcer`: bring the kernel into the journal's state, then serve."""
+"""`python -m gatewatch.daemon.enforcer`: bring the kernel into the journal's state, then serve.
+
+With `--restore-only` it ends there: for boot, before the network is up and before anything else runs.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import sys
 from collections.abc import Callable
 
 from ..errors import EnforcerError, GatewatchError, PrivilegeError, UsageError
+from . import rails as rails_file
 from .authority import Authority
 from .journal import Journal, LockedError
 from .nft import Nft
@@ -27,6 +31,8 @@ def main(arguments: list[str]) -> int:
         journal = _journal(options.state, now)
         authority = Authority(journal, Nft(), now)
         authority.killswitch.restore()  # before anything that may fail: what was cut off stays cut off
+        if options.restore_only:
+            return _restore(options, authority)
         server = Server(options, authority)
         server.load_rails()
         authority.restore()
@@ -38,6 +44,16 @@ def main(arguments: list[str]) -> int:
     except GatewatchError as error:
         say(str(error))
         return error.exit_code
+    return 0
+
+
+def _restore(options: Options, authority: Authority) -> int:
+    """Blocks as well; without valid rails none but the kill switch, and exit code 2. Raises GatewatchError."""
+    authority.use(rails_file.load(options.rails))
+    authority.restore()
+    state = authority.journal.state
+    say(f"restored {len(state.blocks)} blocks and {len(state.kills)} kill switches")
+    authority.journal.close()
     return 0
 
 
@@ -68,12 +84,15 @@ def _options(arguments: list[str]) -> Options:
     )
     parser.add_argument("--state", required=True, help="the state folder")
     parser.add_argument("--rails", required=True, help="the root-owned rails.toml")
-    parser.add_argument("--analyser-uid", type=int, required=True, help="the user that the analyser runs as")
+    parser.add_argument("--analyser-uid", type=int, default=-1, help="the user that the analyser runs as")
+    parser.add_argument(
+        "--restore-only", action="store_true", help="bring the kernel into the journal's state, and end"
+    )
     parser.add_argument("--socket", type=int, default=-1, help="a listening socket that was handed over")
     given = parser.parse_args(arguments)
-    if given.analyser_uid <= 0:
-        raise UsageError("--analyser-uid: the analyser must not run as root")
-    return Options(given.state, given.rails, given.analyser_uid, given.socket)
+    if given.analyser_uid <= 0 and not given.restore_only:
+        raise UsageError("--analyser-uid: a user that is not root is wanted")
+    return Options(given.state, given.rails, given.analyser_uid, given.socket, given.restore_only)
 
 
 if __name__ == "__main__":

@@ -390,6 +390,10 @@ class Authority:
             "waiting": len(journal.state.approvals),
         }  # fmt: skip
 
+    def note(self, do: str, **fields: Any) -> None:
+        """Say in the journal what happened, without an effect. Raises EnforcerError."""
+        self.journal.append(do, sync=False, **fields)
+
     def refuse(self, why: Refusal, ask: dict[str, Any], caller: Caller) -> dict[str, Any]:
         """The answer that says no, once that is noted."""
         if _room(self._refusals, _MOST_NOTES_A_MINUTE):

@@ -18,6 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from hashlib import sha256
 from typing import NamedTuple
 
 from ..errors import GatewatchError
@@ -42,6 +43,7 @@ class Options(NamedTuple):
     rails: str
     analyser_uid: int
     socket: int = -1  # a listening socket that was handed over; -1: make one
+    restore_only: bool = False
 
 
 class Server:
@@ -63,10 +65,14 @@ class Server:
     def load_rails(self) -> None:
         """Read the rails and use them. Raises ConfigError, and then the former ones hold."""
         loaded = rails_file.load(self._options.rails)
+        changed = loaded.text != self._authority.rails.text
         self._authority.use(loaded)
         self._operators = _group(loaded.operators)
         self._attempt(self._authority.follow)
         self._attempt(lambda: self._keep_copy(loaded.text))
+        if changed:
+            digest = sha256(loaded.text.encode()).hexdigest()
+            self._attempt(lambda: self._authority.note("rails", path=loaded.path, sha256=digest))
 
     def _keep_copy(self, text: str) -> None:
         """For the command, on the day when this process is gone and the file is wrong."""
@@ -278,7 +284,7 @@ class Server:
             say(f"released {name}: the time that it was engaged for is over")
 
     @staticmethod
-    def _attempt(what: Callable[[], None]) -> None:
+    def _attempt(what: Callable[[], object]) -> None:
         """A failure is said and the serving goes on: an enforcer that gave up would serve nobody."""
         try:
             what()
