@@ -81,7 +81,9 @@ class Gateway:
         return process
 
     def outcomes(self, process: subprocess.Popen[str]) -> list[dict[str, str]]:
-        said, _ = process.communicate(timeout=30)
+        assert process.stdout is not None
+        said = process.stdout.read()
+        process.wait()
         assert said, self.output.read_text()
         found, *left = said.splitlines()
         assert not left, "no child is left"
