@@ -255,4 +255,5 @@ def ask_allowlists(found: Found) -> None:
             if re.fullmatch(r"[\w.][\w.-]*", bare):
                 read_allowlists(*ask(["allowlists", "inspect", bare]), found)
     except InputError as error:
-        found.remark("cscli allowlists", "", error.message)
+        if "unknown command" not in error.message:
+            found.remark("cscli allowlists", "", error.message)

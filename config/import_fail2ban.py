@@ -111,7 +111,7 @@ def read_ignored(folder: str | os.PathLike[str], found: Found) -> None:
         raise InputError(f"{name}: no such folder", remedy="name fail2ban's configuration with --directory")
     said = _ask(name)
     if said is None:
-        found.read.append(name)
+        found.read.append(f"{name} (merged here)")
         _read_files(Path(name), found)
     else:
         found.read.append(f"{name} (fail2ban-client -d)")

@@ -28,7 +28,7 @@ MOST_BANS = 1_000_000
 
 _WIDEST = {4: 8, 6: 16}
 _PRIVATE_IPV6 = IPv6Network("fc00::/7")  # RFC 4193: all of it is somebody's own
-_MOST_TEXT = 200
+_MOST_TEXT = 100
 _TOO_WIDE = f"too wide: a range is split into at most {MOST_PIECES} blocks that the rails allow"
 
 
