@@ -1,0 +1,550 @@
+"""Ways past the kill switch, each really built: traffic passes by the kill switch's table, and `find` names the way.
+
+What this machine's kernel does not build is recorded as a property of the test (`untested`), after the kernel has said
+that it does not know it; docs/kill-switch.md says so as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from enforcer_echo import LIMIT_S, UDP, ask, client, echo, endpoint, silent
+from gatewatch.daemon.enforcer import bypass, killtable, unixsockets
+from gatewatch.daemon.enforcer.bypass import Bypass
+from gatewatch.daemon.enforcer.netlink import Netlink, attribute
+from gatewatch.daemon.enforcer.nft import Nft
+from gatewatch.daemon.enforcer.rails import Endpoint
+from lab.lab import HOSTS, Lab, unmet, wait_for
+
+GATEWAY = HOSTS["gateway"]
+FRONT = 8443
+NEAR, NEAR_GATEWAY = "192.0.2.194", "192.0.2.193"  # the client's second address, and the gateway's beside it
+BESIDE = "192.0.2.195"  # a model in the client's own subnet
+BEHIND, BEHIND_GATEWAY = "192.0.2.226", "192.0.2.225"  # a model behind the gateway
+UNKNOWN = ("Unknown device type", "No such file or directory", "not supported")
+RecordProperty = Callable[[str, object], None]
+
+
+class Site:
+    """A client behind `up0` of the gateway, and a box, where a model runs, in a namespace of its own."""
+
+    def __init__(self, lab: Lab, nft: Nft) -> None:
+        self.lab, self.nft = lab, nft
+
+    def ip(self, host: str, *lines: str) -> None:
+        command = ["ip", "-n", self.lab.namespace(host), "-batch", "-"]
+        subprocess.run(command, input="\n".join(lines), text=True, check=True, capture_output=True)
+
+    def join(self, address: str, length: int = 27) -> None:
+        """The box hangs on `c0` of the gateway."""
+        self.ip(
+            "gateway",
+            f"link add c0 type veth peer name eth0 netns {self.lab.namespace('box')}",
+            "link set c0 up",
+        )
+        self.ip("box", f"addr add {address}/{length} dev eth0", "link set eth0 up")
+
+    def cut(self, *endpoints: Endpoint) -> None:
+        self.nft.run(killtable.render(killtable.KILL, {e.name: e.services for e in endpoints}))
+
+    def find(self, *endpoints: Endpoint, watch: bypass.Watch | None = None) -> list[Bypass]:
+        with self.lab.inside("gateway"):
+            return bypass.find(endpoints, self.nft, watch)
+
+    def refuses(self, record: RecordProperty, name: str, build: Callable[[], object]) -> bool:
+        """Whether the kernel does not know what `build` builds."""
+        try:
+            build()
+        except (subprocess.CalledProcessError, OSError) as error:
+            said = str(getattr(error, "stderr", "") or error)
+            assert any(unknown in said for unknown in UNKNOWN), said
+            record("untested", name)
+            return True
+        return False
+
+
+@pytest.fixture(scope="module")
+def bare() -> Iterator[Lab]:
+    why = unmet()
+    if why:
+        pytest.skip(why)
+    with Lab(services=False) as lab:
+        yield lab
+
+
+@pytest.fixture
+def site(bare: Lab) -> Iterator[Site]:
+    with bare.inside("gateway"):
+        nft = Nft()  # its netlink socket stays there
+    subprocess.run(["ip", "netns", "add", bare.namespace("box")], check=True)
+    site = Site(bare, nft)
+    site.ip("box", "link set lo up")
+    site.ip(
+        "gateway",
+        f"link add up0 type veth peer name down0 netns {bare.namespace('client')}",
+        f"addr add {NEAR_GATEWAY}/27 dev up0",
+        "link set up0 up",
+    )
+    site.ip(
+        "client",
+        f"addr add {NEAR}/27 dev down0",
+        "link set down0 up",
+        f"route add {BEHIND} via {NEAR_GATEWAY}",
+    )
+    with bare.inside("gateway"):
+        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+    yield site
+    nft.run("flush ruleset")
+    with bare.inside("gateway"):
+        Path("/proc/sys/net/ipv4/ip_forward").write_text("0")
+    subprocess.run(["ip", "netns", "delete", bare.namespace("box")], check=True)
+    for name in ("br0", "c0", "up0"):
+        bare.run_in("gateway", ["ip", "link", "delete", name], check=False)
+
+
+def passes_by(site: Site, models: Endpoint, address: str = BESIDE) -> list[Bypass]:
+    """The model answers though it is cut off; what `find` says."""
+    site.cut(models)
+    with echo(site.lab, "box", address, FRONT, UDP):
+        ask(site.lab, "client", address, FRONT, UDP)
+    return site.find(models)
+
+
+@pytest.mark.lab
+def test_nothing_is_named_where_all_traffic_passes_the_hooks(site: Site) -> None:
+    site.join(BEHIND)
+    site.ip("gateway", f"addr add {BEHIND_GATEWAY}/27 dev c0")
+    site.ip("box", f"route add default via {BEHIND_GATEWAY}")
+    models = endpoint([f"*:{FRONT}/tcp", f"{BEHIND}:{FRONT}/udp"], ["127.0.0.1:8000/tcp"])
+    with echo(site.lab, "box", BEHIND, FRONT, UDP), echo(site.lab, "gateway", GATEWAY.v4, FRONT):
+        ask(site.lab, "client", BEHIND, FRONT, UDP)
+        assert site.find(models) == []
+        site.cut(models)
+        assert silent(site.lab, "client", BEHIND, FRONT)
+        assert site.find(models) == [], "and the kill switch's own table is no way past it"
+    assert site.find() == []
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("kind", ["macvlan", "ipvlan"])
+@pytest.mark.parametrize("inhabited", [True, False], ids=["a process in it", "a name alone"])
+def test_an_interface_in_a_container_that_sits_on_one_of_ours_is_named(
+    site: Site, record_property: RecordProperty, kind: str, inhabited: bool
+) -> None:
+    mode = "bridge" if kind == "macvlan" else "l2"
+    add = f"link add link up0 name mv0 netns {site.lab.namespace('box')} type {kind} mode {mode}"
+    if site.refuses(record_property, kind, lambda: site.ip("gateway", add)):
+        return
+    site.ip("box", f"addr add {BESIDE}/27 dev mv0", "link set mv0 up")
+    process = site.lab.popen_in("box", ["sleep", "600"]) if inhabited else None
+    try:
+        if process:
+            wait_for("its namespace", lambda: "nsenter" not in Path(f"/proc/{process.pid}/comm").read_text())
+        (found,) = passes_by(site, endpoint([f"{BESIDE}:{FRONT}/udp"]))
+    finally:
+        if process:
+            process.kill()
+            process.wait()
+    place = f"process {process.pid} (sleep)" if process else f"/run/netns/{site.lab.namespace('box')}"
+    assert found.kind == kind
+    assert found.what.startswith(f"{kind} mv0 in the network namespace of {place} sits on up0: ")
+
+
+@pytest.mark.lab
+def test_an_interface_of_our_own_namespace_on_another_is_no_way_past(site: Site) -> None:
+    site.ip("gateway", "link add link up0 name mv0 type macvlan mode bridge", f"addr add {BESIDE}/27 dev mv0")
+    site.ip("gateway", "link set mv0 up")
+    models = endpoint([f"{BESIDE}:{FRONT}/udp"])
+    with echo(site.lab, "gateway", BESIDE, FRONT, UDP):
+        ask(site.lab, "client", BESIDE, FRONT, UDP)
+        site.cut(models)
+        assert silent(site.lab, "client", BESIDE, FRONT)
+    assert site.find(models) == []
+
+
+@pytest.mark.lab
+def test_a_macvtap_is_named_as_a_guest_reads_it(site: Site, record_property: RecordProperty) -> None:
+    add = "link add link up0 name mt0 type macvtap mode bridge"
+    if site.refuses(record_property, "macvtap", lambda: site.ip("gateway", add)):
+        return
+    (found,) = site.find(endpoint([f"*:{FRONT}/udp"]))
+    assert found.kind == "macvlan"
+    assert found.what.startswith("macvtap mt0 of this namespace sits on up0: ")
+
+
+@pytest.mark.lab
+def test_a_flow_table_is_named_with_the_flows_that_it_carries(
+    site: Site, record_property: RecordProperty
+) -> None:
+    site.join(BEHIND)
+    site.ip("gateway", f"addr add {BEHIND_GATEWAY}/27 dev c0")
+    site.ip("box", f"route add default via {BEHIND_GATEWAY}")
+    table = (
+        "table inet fast {\n flowtable ft { hook ingress priority 0; devices = { c0, up0 }; }\n"
+        " chain f { type filter hook forward priority 0; ip protocol tcp flow add @ft; }\n}\n"
+    )
+    load = site.lab.folder / "flowtable.nft"
+    load.write_text(table)
+    models = endpoint([f"{BEHIND}:{FRONT}/tcp"])
+    if site.refuses(record_property, "flowtable", lambda: site.lab.run_in("gateway", ["nft", "-f", load])):
+        return
+    with echo(site.lab, "box", BEHIND, FRONT), client(site.lab, "client", BEHIND, FRONT) as asking:
+
+        def carried() -> bool:
+            asking.sendall(b"request")
+            assert asking.recv(100)
+            with site.lab.inside("gateway"):
+                return bypass.offloaded([models]) > 0
+
+        wait_for("the flow to be offloaded", carried)
+        site.cut(models)
+        asking.sendall(b"request")
+        assert asking.recv(100) == b"request", "past the kill switch's table"
+        (found,) = site.find(models)
+    assert found.kind == "flowtable"
+    assert found.what.startswith("flow table ft of table inet fast (devices: c0, up0) carries")
+    assert "; 1 of the endpoints' is in it now" in found.what
+
+
+@pytest.mark.lab
+def test_offloaded_flows_are_told_from_others_by_the_kernel_and_by_their_ports(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By another bit of the status, which every kernel can set: IPS_SEEN_REPLY."""
+    site.nft.run("table inet t { chain c { type filter hook input priority 0; ct state new counter; }\n}")
+    with echo(site.lab, "gateway", GATEWAY.v4, FRONT, UDP), echo(site.lab, "gateway", GATEWAY.v6, FRONT, UDP):
+        ask(site.lab, "client", GATEWAY.v4, FRONT, UDP)
+        ask(site.lab, "client", GATEWAY.v6, FRONT, UDP)
+        with client(site.lab, "client", GATEWAY.v4, FRONT + 1, UDP) as unanswered:
+            unanswered.sendall(b"request")
+        with site.lab.inside("gateway"):
+            assert bypass.offloaded([endpoint([f"*:{FRONT}/udp"])]) == 0
+            monkeypatch.setattr(bypass, "_OFFLOADED", 1 << 1)
+            assert bypass.offloaded([endpoint([f"*:{FRONT}/udp"])]) == 2
+            assert bypass.offloaded([endpoint([f"{GATEWAY.v4}:{FRONT}/udp"])]) == 1
+            assert bypass.offloaded([endpoint([f"[{GATEWAY.v6}]:{FRONT}/udp"])]) == 1
+            assert bypass.offloaded([endpoint([f"*:{FRONT}/tcp", f"*:{FRONT + 1}/udp"])]) == 0
+
+
+@pytest.mark.lab
+def test_an_xdp_program_that_redirects_is_named(site: Site, record_property: RecordProperty) -> None:
+    site.join(BESIDE)
+    pairs = (("up0", "c0"), ("c0", "up0"))
+    with site.lab.inside("gateway"):
+        if site.refuses(record_property, "xdp", lambda: [_xdp_redirect(a, b) for a, b in pairs]):
+            return
+    found = passes_by(site, endpoint([f"{BESIDE}:{FRONT}/udp"]))
+    assert [f.kind for f in found] == ["xdp", "xdp"]
+    assert {word for f in found for word in f.what.split()} >= {"up0", "c0"}
+
+
+@pytest.mark.lab
+def test_a_redirection_by_traffic_control_is_named(site: Site) -> None:
+    site.join(BESIDE)
+    for one, other in (("up0", "c0"), ("c0", "up0")):
+        site.lab.run_in("gateway", ["tc", "qdisc", "add", "dev", one, "clsact"])
+        words = f"filter add dev {one} ingress u32 match u32 0 0 action mirred egress redirect dev {other}"
+        site.lab.run_in("gateway", ["tc", *words.split()])
+    found = passes_by(site, endpoint([f"{BESIDE}:{FRONT}/udp"]))
+    assert [f.kind for f in found] == ["tc", "tc"]
+    assert "filter (u32) on up0" in "".join(f.what for f in found)
+
+
+@pytest.mark.lab
+def test_traffic_control_that_only_classifies_is_not_named(site: Site) -> None:
+    site.lab.run_in("gateway", ["tc", "qdisc", "add", "dev", "up0", "ingress"])
+    words = ["match", "u32", "0", "0", "classid", "1:1"]
+    site.lab.run_in("gateway", ["tc", "filter", "add", "dev", "up0", "ingress", "u32", *words])
+    assert site.find(endpoint([f"*:{FRONT}/udp"])) == []
+
+
+@pytest.mark.lab
+def test_a_rule_that_forwards_at_ingress_is_named(site: Site) -> None:
+    site.join(BESIDE)
+    for one, other in (("up0", "c0"), ("c0", "up0")):
+        with site.lab.inside("gateway"):  # libnftables looks the interfaces up where it is called
+            rule = f"type filter hook ingress device {one} priority 0; fwd to {other};"
+            site.nft.run(f"table netdev {one} {{ chain in {{ {rule} }}\n}}")
+    found = passes_by(site, endpoint([f"{BESIDE}:{FRONT}/udp"]))
+    assert [f.kind for f in found] == ["netdev", "netdev"]
+    assert "chain in of table netdev up0 sends packets on" in "".join(f.what for f in found)
+
+
+@pytest.mark.lab
+def test_a_bridge_that_does_not_ask_the_hooks_is_named(site: Site) -> None:
+    site.join(BESIDE)
+    site.ip(
+        "gateway", "link add br0 type bridge", "link set up0 master br0", "link set c0 master br0",
+        "link set br0 up", f"addr del {NEAR_GATEWAY}/27 dev up0", f"addr add {NEAR_GATEWAY}/27 dev br0",
+    )  # fmt: skip
+    setting = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+    models = endpoint([f"*:{FRONT}/tcp"], [f"{BESIDE}:{FRONT}/udp"])
+    with site.lab.inside("gateway"):
+        filtered = setting.exists()
+        if filtered:
+            setting.write_text("0")
+    (found,) = passes_by(site, models)
+    assert found.kind == "bridge"
+    assert f"bridge br0 passes what goes between its ports (up0, c0) on to {BESIDE} of models" in found.what
+    with site.lab.inside("gateway"):
+        if not filtered:
+            return
+        setting.write_text("1")
+    with echo(site.lab, "box", BESIDE, FRONT, UDP):
+        assert silent(site.lab, "client", BESIDE, FRONT), "the remedy works"
+    assert site.find(models) == []
+
+
+NGINX = """
+daemon off; pid {folder}/bypass-nginx.pid; error_log {folder}/bypass-nginx.log; worker_processes 2;
+events {{ worker_connections 64; }}
+http {{ access_log off; client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
+  uwsgi_temp_path {folder}; scgi_temp_path {folder};
+  server {{ listen {front}; location / {{ proxy_pass {upstream}; proxy_buffering off; }} }} }}
+"""
+
+
+@contextlib.contextmanager
+def nginx(site: Site, upstream: str) -> Iterator[None]:
+    config = site.lab.folder / "bypass-nginx.conf"
+    config.write_text(NGINX.format(folder=site.lab.folder, front=FRONT, upstream=upstream))
+    process = site.lab.popen_in("gateway", ["nginx", "-c", config])
+    try:
+        with site.lab.inside("gateway"):
+            wait_for("nginx", lambda: _connects(("127.0.0.1", FRONT)))
+        yield
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+
+
+@contextlib.contextmanager
+def model(listener: socket.socket) -> Iterator[threading.Event]:
+    """Begins each answer and ends it when the event is set."""
+    finish, stop = threading.Event(), threading.Event()
+
+    def serve() -> None:
+        listener.settimeout(0.02)
+        while not stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                taken, _ = listener.accept()
+                taken.settimeout(LIMIT_S)
+                with taken, contextlib.suppress(OSError):
+                    taken.recv(4096)
+                    taken.sendall(b"HTTP/1.0 200 OK\r\n\r\nanswer")
+                    finish.wait(LIMIT_S)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield finish
+    finally:
+        finish.set()
+        stop.set()
+        thread.join()
+        listener.close()
+
+
+@pytest.mark.lab
+def test_a_model_that_a_proxy_asks_by_a_unix_socket_is_named_with_its_path(site: Site) -> None:
+    path = str(site.lab.folder / "model.sock")
+    listener = socket.socket(socket.AF_UNIX)  # of another network namespace, as a container's is
+    listener.bind(path)
+    Path(path).chmod(0o666)  # nginx's workers are nobody
+    listener.listen()
+    models = endpoint([f"{GATEWAY.v4}:{FRONT}/tcp"])
+    with model(listener) as finish, nginx(site, f"http://unix:{path}:"):
+        with site.lab.inside("gateway"):
+            watch = bypass.Watch([models])
+            watch.sample()
+            assert watch.found() == [], "nobody asks"
+        with client(site.lab, "client", GATEWAY.v4, FRONT) as asking:
+            asking.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            assert b" 200 " in asking.recv(4096)
+            with site.lab.inside("gateway"):
+                wait_for("the way to the model", lambda: _seen(watch))
+            finish.set()
+            while asking.recv(4096):
+                pass
+        with site.lab.inside("gateway"):
+            wait_for(
+                "the end of the connection", lambda: not unixsockets._named()[0].keys() & _inodes_of("nginx")
+            )
+        (found,) = site.find(models, watch=watch)
+        assert found.kind == "unix-socket"
+        assert found.what.startswith(
+            f"models: nginx, which listens on {GATEWAY.v4}:{FRONT}/tcp, is connected to the Unix socket {path}: local"
+        )
+        site.cut(models)
+        with socket.socket(socket.AF_UNIX) as local:
+            local.connect(path)
+            local.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            local.settimeout(LIMIT_S)
+            assert local.recv(4096).startswith(b"HTTP/1.0 200"), "the way that is named is open"
+
+
+@pytest.mark.lab
+def test_a_proxy_that_asks_its_model_by_tcp_is_not_named(site: Site) -> None:
+    with site.lab.inside("gateway"):
+        listener = socket.create_server(("127.0.0.1", 8000))
+    models = endpoint([f"*:{FRONT}/tcp"], ["127.0.0.1:8000/tcp"])
+    with (
+        model(listener),
+        nginx(site, "http://127.0.0.1:8000"),
+        client(site.lab, "client", GATEWAY.v4, FRONT) as asking,
+    ):
+        asking.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert b" 200 " in asking.recv(4096)
+        assert site.find(models) == []
+
+
+SERVER = """
+import socket, sys
+kept = [socket.create_server(("::", int(sys.argv[1])), family=socket.AF_INET6, dualstack_ipv6=True)]
+quic = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+quic.bind(("::", int(sys.argv[1])))
+for path in sys.argv[2:]:
+    kept.append(socket.socket(socket.AF_UNIX))
+    kept[-1].bind(path.replace("@", chr(0)))
+    kept[-1].listen()
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def server(site: Site, paths: Sequence[str]) -> Iterator[int]:
+    command = [sys.executable, "-c", SERVER, str(FRONT), *paths]
+    process = site.lab.popen_in("gateway", command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout and process.stdout.readline() == b"ready\n"
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_a_server_that_listens_on_a_unix_socket_as_well_is_named(site: Site, protocol: str) -> None:
+    path = str(site.lab.folder / f"also\n{protocol}.sock")
+    with server(site, [path, "@abstract"]):
+        found = site.find(endpoint([f"*:9999/{protocol}"], [f"{GATEWAY.v4}:{FRONT}/{protocol}"]))
+    assert [f.kind for f in found] == ["unix-socket", "unix-socket"]
+    assert f"listens also on the Unix socket {path.replace(chr(10), '?')}: " in found[0].what + found[1].what
+    assert "listens also on the Unix socket @abstract: " in found[0].what + found[1].what
+
+
+@pytest.mark.lab
+def test_well_known_unix_sockets_are_left_out(site: Site) -> None:
+    site.lab.run_in("gateway", ["mkdir", "-p", "/run/dbus"])
+    with server(site, ["/run/dbus/for-a-test", "/var/run/docker.for-a-test"]):
+        assert site.find(endpoint([f"*:{FRONT}/tcp"])) == []
+
+
+@pytest.mark.lab
+def test_it_needs_the_right_to_administer_the_network_and_says_what_else_it_lacks(site: Site) -> None:
+    add = f"link add link up0 name mv0 netns {site.lab.namespace('box')} type macvlan mode bridge"
+    site.ip("gateway", add)
+    program = (
+        "from gatewatch.daemon.enforcer import bypass; from gatewatch.daemon.enforcer.nft import Nft; "
+        "from gatewatch.daemon.enforcer.rails import Endpoint, service_of; "
+        f"e = Endpoint('models', 'high', (service_of('*:{FRONT}/tcp'),), (), True, False); "
+        "print(*(f.kind + ' ' + f.what for f in bypass.find([e], Nft())), sep='\\n')"
+    )
+    with echo(site.lab, "gateway", GATEWAY.v4, FRONT):
+        said = {}
+        for rights in ("+net_admin", ""):
+            limited = ["setpriv", f"--bounding-set=-all{',' + rights if rights else ''}", "--reuid=0"]
+            said[rights] = _in_gateway(site, [*limited, sys.executable, "-c", program])
+    assert "macvlan macvlan mv0 in the network namespace of " in said["+net_admin"]
+    assert f"which process listens on *:{FRONT}/tcp could not be told" in said["+net_admin"]
+    assert "unseen nftables could not be looked into" in said[""]
+
+
+@pytest.mark.lab
+def test_a_watch_of_hostile_names_neither_fails_nor_grows_without_end(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unixsockets, "_MOST_FOUND", 3)
+    paths = [str(site.lab.folder / f"\x1b[31m{n}.sock") for n in range(9)]
+    with server(site, paths):
+        found = site.find(endpoint([f"*:{FRONT}/tcp"]))
+    assert len(found) == 3
+    assert all(f.what.isprintable() for f in found)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"\0" * 3, b"\xff" * 64, attribute(3, b"\xff" * 4) * 3, os.urandom(200)]
+)
+def test_no_entry_of_connection_tracking_breaks_it(body: bytes) -> None:
+    assert bypass.carried(body, {*endpoint([f"*:{FRONT}/tcp"]).services}) is False
+
+
+def _seen(watch: bypass.Watch) -> bool:
+    watch.sample()
+    return bool(watch.found())
+
+
+def _in_gateway(site: Site, command: Sequence[str]) -> str:
+    """Run in its network namespace alone, with this machine's own /run."""
+    entered = ["nsenter", f"--net=/run/netns/{site.lab.namespace('gateway')}", *command]
+    return subprocess.run(entered, capture_output=True, text=True, check=True).stdout
+
+
+def _inodes_of(name: str) -> set[int]:
+    pids = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()]
+    return {
+        i for pid in pids if f"({name})" in unixsockets.process(pid) for i in unixsockets._sockets_of(pid)
+    }
+
+
+def _connects(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_connection(address, LIMIT_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def _xdp_redirect(name: str, to: str) -> None:
+    """Attach `return bpf_redirect(to, 0)` to the interface `name`, the generic way (linux/bpf.h, if_link.h)."""
+    code = b"".join(
+        struct.pack("=BBhi", *instruction)
+        for instruction in (
+            (0xB7, 1, 0, socket.if_nametoindex(to)),  # r1 = to
+            (0xB7, 2, 0, 0),  # r2 = 0
+            (0x85, 0, 0, 23),  # call bpf_redirect
+            (0x95, 0, 0, 0),  # exit
+        )
+    )
+    program, licence = ctypes.create_string_buffer(code), ctypes.create_string_buffer(b"GPL")
+    request = struct.pack("=IIQQ", 6, 4, ctypes.addressof(program), ctypes.addressof(licence)).ljust(
+        120, b"\0"
+    )
+    number = {"x86_64": 321, "aarch64": 280}[platform.machine()]  # bpf(2)
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = libc.syscall(number, 5, ctypes.create_string_buffer(request), len(request))  # BPF_PROG_LOAD
+    if descriptor < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    inner = attribute(1, struct.pack("=i", descriptor)) + attribute(
+        3, struct.pack("=I", 1 << 1)
+    )  # IFLA_XDP_*
+    with Netlink(socket.NETLINK_ROUTE) as netlink:
+        header = struct.pack("=BxHiII", 0, 0, socket.if_nametoindex(name), 0, 0)
+        (error,) = netlink.tell(19, [header + attribute(43, inner, nested=True)])  # RTM_SETLINK, IFLA_XDP
+    os.close(descriptor)
+    if error:
+        raise OSError(error, os.strerror(error))
