@@ -179,8 +179,8 @@ def test_what_others_put_into_its_table_counts_for_nothing(bare: Lab, nft: Nft) 
     stop = drilled(nft, endpoint([ANY_UDP]))
     for comment in ("models", "models front x d data and more", "\\x00", "a b"):
         nft.run(f'add rule inet {drill.DRILL} input counter comment "{comment}"')
-        nft.run(f'add rule inet {drill.DRILL} came0 ip saddr 192.0.2.0/24 comment "{comment}"')
-    nft.run(f"add chain inet {drill.DRILL} led7")
+        nft.run(f'add rule inet {drill.DRILL} came_0 ip saddr 192.0.2.0/24 comment "{comment}"')
+    nft.run(f"add chain inet {drill.DRILL} led_7")
     found = stop()
     assert found["models"]["packets"] == 0
     assert found["models"]["covered"] is False

@@ -6,13 +6,13 @@ was drilled stands in the rules' comments, so a drill outlives the process that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from . import killtable
 from .blocktable import PRIORITY
 from .nft import Nft
-from .rails import Endpoint
+from .rails import Endpoint, Service
 
 DRILL = "gatewatch_drill"
 
@@ -49,14 +49,15 @@ def stop(nft: Nft) -> list[dict[str, Any]]:
 
 def render(endpoints: Mapping[str, Endpoint]) -> str:
     """The table, replacing whatever stands under its name."""
-    chains, jumps = "", ""
-    for number, endpoint in enumerate(endpoints.values()):
-        for group in (_CAME, _LED):
-            rules = "".join(_rules(endpoint, returning=False))
-            once = "".join(_rules(endpoint, returning=True))
-            chains += f"chain {group}{number} {{\n{rules}{once}}}\n"
+    chains = ""
     for group in (_CAME, _LED):
-        jumps = "".join(f"jump {group}{number}\n" for number in range(len(endpoints)))
+        for number, endpoint in enumerate(endpoints.values()):
+            matches = [(s, side, killtable._match(s, side)) for s in endpoint.services for side in ("d", "s")]
+            hit = f"{group}_{number}_hit"
+            first = "".join(f'{m} counter goto {hit} comment "{endpoint.name} once"\n' for _, _, m in matches)
+            each = "".join(_count(endpoint, *match) for match in matches)
+            chains += f"chain {hit} {{\n{each}}}\nchain {group}_{number} {{\n{first}}}\n"
+        jumps = "".join(f"jump {group}_{number}\n" for number in range(len(endpoints)))
         chains += f"chain {group} {{\n{jumps}}}\n"
     bases = "".join(
         f"chain {hook} {{\ntype filter hook {hook} priority {PRIORITY}; policy accept;\n{which}jump {group}\n}}\n"
@@ -65,19 +66,11 @@ def render(endpoints: Mapping[str, Endpoint]) -> str:
     return f"{killtable.remove(DRILL)}table inet {DRILL} {{\n{chains}{bases}}}\n"
 
 
-def _rules(endpoint: Endpoint, *, returning: bool) -> Iterator[str]:
-    """Count each service by itself, or every packet at the first service that it belongs to."""
-    for service in endpoint.services:
-        part = _FRONT if service in endpoint.fronts else _BACK
-        for side in ("d", "s"):
-            match = killtable._match(service, side)
-            if returning:
-                yield f'{match} counter return comment "{endpoint.name} once"\n'
-                continue
-            said = f"{endpoint.name} {part} {service} {side}"
-            yield f'{match} counter comment "{said} all"\n'
-            data = f"{match} {_DATA}" if service.protocol == "tcp" else match
-            yield f'{data} counter comment "{said} data"\n'
+def _count(endpoint: Endpoint, service: Service, side: str, match: str) -> str:
+    part = _FRONT if service in endpoint.fronts else _BACK
+    data = f"{match} {_DATA}" if service.protocol == "tcp" else match
+    said = f"{endpoint.name} {part} {service} {side}"
+    return f'{match} counter comment "{said} all"\n{data} counter comment "{said} data"\n'
 
 
 class _Counts(NamedTuple):
@@ -134,7 +127,7 @@ def _counts(listed: list[dict[str, Any]]) -> dict[tuple[str, ...], _Counts]:
     found: dict[tuple[str, ...], _Counts] = {}
     for rule in (o["rule"] for o in listed if "rule" in o):
         words = tuple(str(rule.get("comment", "")).split())
-        group = str(rule.get("chain", "")).rstrip("0123456789")
+        group = str(rule.get("chain", "")).partition("_")[0]
         packets = [
             e["counter"]["packets"] for e in rule.get("expr", []) if isinstance(e, dict) and "counter" in e
         ]
