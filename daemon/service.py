@@ -41,6 +41,7 @@ from .supervisor import (
     make_folder,
     may_write,
     notify_systemd,
+    start_cut_helper,
     start_enforcer,
 )
 
@@ -229,6 +230,9 @@ class Service:
                 partial(start_enforcer, self._state, Path(self._config.rails), self._analyser_id),
             )
             self._await_enforcer()
+            if self._plan.rails is not None and self._plan.rails.cut_helper:
+                helper = partial(start_cut_helper, self._state, Path(self._config.rails))
+                self._supervisor.add("cut helper", helper)
         self._supervisor.add("analyser", self._start_analyser)
         self._supervisor.add("shipper", self._start_shipper)
         if self._plan.interfaces:

@@ -301,21 +301,23 @@ def listen(path: Path, mode: int) -> socket.socket:
 
 def start_enforcer(state: Path, rails: Path, analyser: Identity) -> int:
     """The enforcer as a fresh interpreter; returns its process id."""
-    command = [
-        sys.executable,
-        "-m",
-        "gatewatch.daemon.enforcer",
-        "--state",
-        str(state),
-        "--rails",
-        str(rails),
-    ]
+    words = ["--state", str(state), "--rails", str(rails)]
     if analyser.uid is not None:
-        command += ["--analyser-uid", str(analyser.uid)]
+        words += ["--analyser-uid", str(analyser.uid)]
+    return _start_module("gatewatch.daemon.enforcer", words)
 
+
+def start_cut_helper(state: Path, rails: Path) -> int:
+    """The helper that ends connections inside namespaces; returns its process id."""
+    words = ["--rails", str(rails), "--listen", str(state / "run" / "cut.sock")]
+    return _start_module("gatewatch.daemon.enforcer.cut", words)
+
+
+def _start_module(module: str, words: list[str]) -> int:
     def unblock() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
+    command = [sys.executable, "-m", module, *words]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=unblock).pid
 
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -407,9 +408,28 @@ def test_the_break_glass_file_works_alone_and_is_reported_and_left_alone(rig: Ri
         assert rig.reaches(FRONT)
 
 
+@contextlib.contextmanager
+def asking(connection: socket.socket) -> Iterator[None]:
+    """Requests again and again, whose answers are read."""
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.wait(0.05):
+            connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+            connection.recv(1 << 20)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 @pytest.mark.lab
 def test_a_drill_counts_and_cuts_nothing(rig: Rig) -> None:
-    with rig.serving(FRONT), rig.connect(FRONT) as answer:
+    with rig.serving(FRONT), rig.connect(FRONT) as answer, asking(answer):
         code, said = rig.command("drill", "--seconds", "1", "--endpoint", "models", "--endpoint", "automatic")
         assert flows(answer)
     seen = {e["endpoint"]: e["covered"] for e in said["drill"]}

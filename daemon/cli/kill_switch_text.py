@@ -27,7 +27,8 @@ def show(action: str, answer: dict[str, Any], as_json: bool, *, direct: bool) ->
         if "enforcer" in said:
             print(f"{'enforcer':<{width}}  {said['enforcer']}")
     return int(
-        bool(said.get("not_proven") or said.get("differs") or said.get("pending") or said.get("bypasses"))
+        bool(said.get("not_proven") or said.get("differs") or said.get("pending"))
+        or any(b["kind"] != "unseen" for b in said.get("bypasses", ()))
         or (action == "release" and bool(said.get("break_glass")))
         or (action == "drill" and not all(e["covered"] for e in said["drill"]))
     )
@@ -167,13 +168,18 @@ def _status(said: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _drill(said: dict[str, Any]) -> list[tuple[str, str]]:
-    return [
-        (
-            e["endpoint"],
-            f"covered: {e['packets']} packets passed" if e["covered"] else "not seen: no packet passed",
-        )
-        for e in said["drill"]
-    ] or [("no drill was running", "")]
+    lines = []
+    for e in said["drill"]:
+        lines.append((e["endpoint"], "covered" if e["covered"] else "NOT SEEN: no request was counted"))
+        for s in e["services"]:
+            seen = (
+                f"{s['requests']} packets of requests, {s['answers']} of answers"
+                if s["packets"]
+                else "nothing"
+            )
+            lines.append((f"  {s['service']}", seen))
+    lines += [("BYPASS" if b["kind"] != "unseen" else "not known", b["what"]) for b in said["bypasses"]]
+    return lines or [("no drill was running", "")]
 
 
 def _glass(glass: Any) -> list[tuple[str, str]]:

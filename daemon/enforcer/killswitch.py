@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 from ..errors import EnforcerError
 from . import conntrack, dnat, host, killtable, signatures, sockets
 from .journal import Journal
-from .killtable import BREAK_GLASS, DRILL, KILL
+from .killtable import BREAK_GLASS, KILL
 from .nft import Nft
 from .rails import Address, Endpoint, Rails, Refusal, Service
 from .state import NS_PER_S, Kill
 
 if TYPE_CHECKING:
     from .probe import Outcome, Probe
+    from .unixsockets import Watch
 
 _ROUNDS = 3
 _HELPER_S = 1.0
@@ -50,7 +51,8 @@ class KillSwitch:
         self._ssh_ports: frozenset[int] | None = None
         self._unrecorded: dict[str, Kill] = {}
         self._behind: dict[str, frozenset[Service]] = {}  # where NAT leads the fronts, by endpoint
-        self._drill: list[str] = []
+        self._drill: list[Endpoint] = []
+        self._watch: Watch | None = None
         self._drill_ends = 0.0
 
     def use(self, rails: Rails) -> None:
@@ -243,21 +245,36 @@ class KillSwitch:
 
     def drill_start(self, names: list[str], seconds: int) -> dict[str, Any] | Refusal:
         """Count what a kill switch would drop; cuts nothing. A drill that is running begins anew."""
+        from . import drill, unixsockets
+
         chosen = [e for e in self._rails.endpoints if not names or e.name in names]
         unknown = [n for n in names if self._rails.endpoint(n) is None]
         if unknown or not chosen:
             return self._unknown(*unknown[:1])
-        self._nft.run(killtable.render_drill({e.name: e.services for e in chosen}))
-        self._drill, self._drill_ends = [e.name for e in chosen], time.monotonic() + seconds
-        return {"endpoints": self._drill}
+        self._drill = [
+            e._replace(backs=tuple(s for s in self._services(e) if s not in e.fronts)) for e in chosen
+        ]
+        drill.start(self._nft, {e.name: e for e in self._drill})
+        self._watch = unixsockets.Watch(self._drill)
+        self._drill_ends = time.monotonic() + seconds
+        return {"endpoints": [e.name for e in chosen]}
+
+    @property
+    def drilling(self) -> bool:
+        return bool(self._drill)
+
+    def sample(self) -> None:
+        """While a drill runs: look by what ways a proxy reaches its model now. Raises OSError."""
+        if self._watch is not None:
+            self._watch.sample()
 
     def drill_stop(self) -> dict[str, Any]:
-        """End the drill; packets seen of each endpoint."""
-        packets = killtable.counted(self._nft) or []
-        self._nft.run(killtable.remove(DRILL))
-        names, self._drill, self._drill_ends = self._drill, [], 0.0
-        seen = list(zip(names, packets, strict=False))
-        return {"drill": [{"endpoint": n, "packets": p, "covered": p > 0} for n, p in seen]}
+        """End the drill; requests seen of each endpoint, and what passes by the kill switch."""
+        from . import bypass, drill
+
+        endpoints, watch, self._drill, self._watch, self._drill_ends = self._drill, self._watch, [], None, 0.0
+        found = bypass.find(endpoints, self._nft, watch) if endpoints else []
+        return {"drill": drill.stop(self._nft), "bypasses": [b._asdict() for b in found]}
 
     def write_break_glass(self, folder: str) -> None:
         """Render the file for `nft -f` ahead of the day when nothing else runs. Raises EnforcerError."""

@@ -33,6 +33,7 @@ _TICK_S = 60.0
 _HEAL_S = 0.05  # at the soonest after the last one: who changes our tables again and again gets no more of us
 _END_S = 1.0  # the same for a release that comes by itself and fails
 _FINISH_S = 0.05  # what nobody waits for is done when nobody asks, but no later
+_SAMPLE_S = 0.1  # while a drill runs
 _NEVER = float("inf")
 _MOST_CLIENTS = 64
 _SO_PEERGROUPS = 59  # asm-generic/socket.h
@@ -102,6 +103,9 @@ class Server:
                 finish_at = min(finish_at, now + _FINISH_S)
             end_at = max(ended + _END_S, now + self._authority.killswitch.next_end_s())
             idle_s = max(0.0, min(next_tick, heal_at, end_at) - now)
+            if self._authority.killswitch.drilling:
+                idle_s = min(idle_s, _SAMPLE_S)
+                self._attempt(self._authority.killswitch.sample)
             events = self._poll.poll(0 if finish_at < _NEVER else idle_s * 1e3 + 1)
             for descriptor, event in events:
                 if descriptor == listener.fileno():
