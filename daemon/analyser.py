@@ -31,6 +31,7 @@ from .events import NS_PER_S, rfc3339
 from .feeds import Feed, JournalFeed, LogFeed, Reading
 from .incidents import MOST_OPEN, Change, Incident, action_document
 from .link import EnforcerLink
+from .news import News
 from .parts import Parts
 from .response import Responder
 from .sinks.outbox import OutboxServer
@@ -67,6 +68,13 @@ class Analyser:
             say=parts.say,
         )
         self._outbox = OutboxServer(self.store, parts.shipper_uid)
+        self._news = News(
+            socket_path(parts.state),
+            self.store,
+            committed=self._publish,
+            complain=self._complain,
+            say=parts.say,
+        )
         self._packets: PacketSource | None = None
         self._dirty: dict[str, Incident] = {}
         self._untold: dict[str, Incident] = {}
@@ -89,6 +97,7 @@ class Analyser:
         self._recover()
         work = [self._follow(feed) for feed in self.feeds.values()] + [
             self._responder.run(self._action_finished),
+            self._news.run(),
             self._outbox.serve(self.parts.outbox),
             serve_commands(self.parts.commands, self._command),
             self._take_handovers(),
@@ -376,7 +385,8 @@ class Analyser:
             except StoreError as error:
                 self._complain(error)
                 continue
-            if self._trouble and not (self._untold or self._unbooked or self._unnoted):
+            kept_back = self._untold or self._unbooked or self._unnoted or self._news.kept_back
+            if self._trouble and not kept_back:
                 self._trouble = ""
                 self.parts.say("all is saved again")
 
@@ -421,6 +431,7 @@ class Analyser:
             "auth_events": self._detection.auth_events,
             "packets_seen": self._detection.packets_seen,
             "flows": self._detection.flows_seen,
+            "enforcer": self._news.health(),
             "sinks": self.store.lags(self.parts.config.sinks),
             "problems": dict(self._outbox.problems),
         }

@@ -21,6 +21,19 @@ from .errors import GatewatchError
 Answer = asyncio.Future[dict[str, Any]]
 
 
+def opened(path: str, data: bytes) -> socket.socket:
+    """A new line to the enforcer, which does not block, with the request `data` sent. Raises OSError."""
+    fresh = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+    try:
+        fresh.setblocking(False)
+        fresh.connect(path)
+        fresh.send(data)
+    except OSError:
+        fresh.close()
+        raise
+    return fresh
+
+
 class EnforcerLink:
     """Requests to the enforcer that listens on the socket `path`; `timeout_s` for each answer."""
 
@@ -55,16 +68,8 @@ class EnforcerLink:
                 return
             except OSError:
                 self._lose("hung up")
-        fresh = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        try:
-            fresh.setblocking(False)
-            fresh.connect(self.path)
-            fresh.send(data)
-        except OSError:
-            fresh.close()
-            raise
-        self._socket = fresh
-        asyncio.get_running_loop().add_reader(fresh, self._receive)
+        self._socket = opened(self.path, data)
+        asyncio.get_running_loop().add_reader(self._socket, self._receive)
 
     def _receive(self) -> None:
         if self._socket is None:

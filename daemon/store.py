@@ -384,10 +384,14 @@ class Store:
             raise StoreError(f"{self.path}: {error}") from error
         return {sink: max(0, newest - cursors.get(sink, oldest - 1)) for sink in sinks}
 
+    def note(self, key: str, value: Any) -> None:
+        """One of the analyser's own notes. Call it inside the transaction that it belongs to."""
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, _dump(value)))
+
     def put(self, key: str, value: Any) -> None:
-        """One of the analyser's own notes, such as its health. Raises StoreError."""
+        """A note on its own, such as the analyser's health. Raises StoreError."""
         with self.transaction():
-            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, _dump(value)))
+            self.note(key, value)
 
     def get(self, key: str) -> Any | None:
         row = self._db.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
