@@ -7,6 +7,8 @@ is nothing. A way that it names need not be in use; what it means for the endpoi
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import os
 import socket
 import struct
@@ -32,6 +34,13 @@ _ID, _ID_PROCESS, _ID_FILE = 1, 2, 3  # NETNSA_*
 _LINK = struct.Struct("=BxHiII")  # ifinfomsg
 _FILTER = struct.Struct("=BxxxiIII")  # tcmsg
 _INGRESS = 0xFFFF_FFF2  # TC_H_CLSACT and TC_H_MIN_INGRESS; an ingress qdisc answers to it as well
+
+# bpf(2), linux/bpf.h since Linux 6.6: programs at ingress without a filter of traffic control
+_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
+_QUERY = struct.Struct(
+    "=IIIIQIIQQQQ"
+)  # BPF_PROG_QUERY: interface, attach type, flags, flags, where to, how many, …
+_PROGRAM_QUERY, _TCX_INGRESS = 16, 46
 
 # linux/netfilter/nfnetlink_conntrack.h, nf_conntrack_common.h
 _GET_TRACKED = (1 << 8) | 1
@@ -189,6 +198,8 @@ def _filters(netlink: Netlink, interface: _Interface) -> Iterator[Bypass]:
         kind = _text(given.get(1, b""))  # TCA_KIND, TCA_OPTIONS
         if kind == "bpf" or b"mirred\0" in given.get(2, b""):
             kinds.add(kind)
+    if _programs(interface.number):
+        kinds.add("tcx")
     if kinds:
         yield Bypass(
             "tc",
@@ -196,6 +207,21 @@ def _filters(netlink: Netlink, interface: _Interface) -> Iterator[Bypass]:
             " the kill switch's hooks see them",
             f"leave the endpoints out of it: tc filter show dev {interface.name} ingress",
         )
+
+
+def _programs(number: int) -> int:
+    """How many programs hang on the interface by tcx. Raises OSError where it may not be asked."""
+    request = ctypes.create_string_buffer(
+        _QUERY.pack(number, _TCX_INGRESS, 0, 0, 0, 0, 0, 0, 0, 0, 0), _QUERY.size
+    )
+    libc = ctypes.CDLL(None, use_errno=True)
+    call = _BPF.get(os.uname().machine)
+    if call is None or libc.syscall(call, _PROGRAM_QUERY, request, _QUERY.size) != 0:
+        code = ctypes.get_errno() if call else errno.ENOSYS
+        if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENODEV):  # an older kernel has none
+            return 0
+        raise OSError(code, f"bpf: {os.strerror(code)}")
+    return int(_QUERY.unpack(request)[5])
 
 
 def _bridges(
