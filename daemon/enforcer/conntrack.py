@@ -9,6 +9,7 @@ in use, there is nothing to do.
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator
@@ -30,6 +31,7 @@ _PROTO_NUM, _PROTO_SRC_PORT, _PROTO_DST_PORT = 1, 2, 3
 _ORIG_FLAGS = 1
 _BY_SOURCE, _BY_DESTINATION, _BY_PROTOCOL, _BY_PORT = 1 << 0, 1 << 1, 1 << 3, 1 << 5  # CTA_FILTER_FLAG
 _MOST_READ = 20_000
+_sockets: dict[int, Netlink] = {}
 
 
 def entries() -> int:
@@ -54,8 +56,15 @@ def forget_network(network: Network) -> int:
         for given, key in _dump(family, addresses, b"", _BY_SOURCE if single else 0)
         if _matches(given.get(_TUPLE_ORIG, b""), family, network, None)
     ]
-    with Netlink(_NETFILTER) as netlink:
-        return netlink.tell(_DELETE, found).count(0)
+    return _netfilter().tell(_DELETE, found).count(0)
+
+
+def _netfilter() -> Netlink:
+    """The socket of this network namespace; kept, as the kernel takes 20 ms and more to close one."""
+    namespace = os.stat("/proc/thread-self/ns/net").st_ino
+    if namespace not in _sockets:
+        _sockets[namespace] = Netlink(_NETFILTER)
+    return _sockets[namespace]
 
 
 class Flow(NamedTuple):
@@ -90,8 +99,7 @@ def flows(services: Iterable[Service]) -> list[Flow]:
 
 def forget(tracked: Iterable[Flow]) -> int:
     """Delete the entries of these flows; how many were there. Raises OSError."""
-    with Netlink(_NETFILTER) as netlink:
-        return netlink.tell(_DELETE, [flow.key for flow in tracked]).count(0)
+    return _netfilter().tell(_DELETE, [flow.key for flow in tracked]).count(0)
 
 
 def _dump(
@@ -106,11 +114,10 @@ def _dump(
         wanted += attribute(_TUPLE_ORIG, inner, nested=True)
         wanted += attribute(_FILTER, attribute(_ORIG_FLAGS, struct.pack("=I", flags)), nested=True)
     try:
-        with Netlink(_NETFILTER) as netlink:
-            for _, body in netlink.ask(_GET, wanted):
-                given = attributes(body, 4)
-                kept = [(k, given[k]) for k in (_TUPLE_ORIG, _ZONE, _ID) if k in given]
-                yield given, header + b"".join(attribute(k, v, nested=k == _TUPLE_ORIG) for k, v in kept)
+        for _, body in _netfilter().ask(_GET, wanted):
+            given = attributes(body, 4)
+            kept = [(k, given[k]) for k in (_TUPLE_ORIG, _ZONE, _ID) if k in given]
+            yield given, header + b"".join(attribute(k, v, nested=k == _TUPLE_ORIG) for k, v in kept)
     except OSError as error:
         # Connection tracking without its netlink half, or a filter that this kernel does not know.
         if error.errno not in (errno.EPROTONOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT):
