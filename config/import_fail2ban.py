@@ -29,6 +29,7 @@ FOLDER = "/etc/fail2ban"
 
 _MOST_DATABASE = 16 << 30
 _LIMIT_S = 60.0
+_MOST_BUSY_S = 10.0  # fail2ban writes for milliseconds
 _UNKNOWN_BANTIME_S = 600  # what fail2ban itself assumes for -2, a row from before schema 3
 _DEEPEST = 10
 _TRUE = ("1", "on", "true", "yes")
@@ -50,11 +51,14 @@ def read_bans(path: str | os.PathLike[str], found: Found, now: float) -> None:
     found.read.append(name)
     try:
         uri = Path(name).absolute().as_uri() + "?mode=ro"
-        with closing(sqlite3.connect(uri, uri=True, timeout=_LIMIT_S)) as database:
+        with closing(sqlite3.connect(uri, uri=True, timeout=_MOST_BUSY_S)) as database:
             database.text_factory = lambda data: data.decode("utf-8", "replace")
             database.execute("PRAGMA trusted_schema = OFF")
             _read_rows(database, name, found, now)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter: names in a damaged schema
+        if found.bans:
+            found.remark(name, "", f"{error}: only {len(found.bans):,} bans before that are read")
+            return
         raise InputError(
             f"{name}: {error}",
             remedy="name fail2ban's own database with --database (dbfile of fail2ban.conf)",

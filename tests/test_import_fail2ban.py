@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -158,6 +159,22 @@ def test_what_is_no_database_is_one_error_that_names_it(tmp_path: Path, make: An
     path = tmp_path / "f2b?.sqlite3#"
     make(path)
     with pytest.raises(InputError, match=r"f2b\?\.sqlite3#"):
+        fail2ban.read_bans(path, Found(), NOW)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 40_000), st.binary(min_size=1, max_size=8)), min_size=1, max_size=20)
+)
+def test_a_database_with_any_bytes_changed_is_read_or_one_error(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, bytes]]
+) -> None:
+    path = tmp_path_factory.mktemp("any") / "f"
+    database(path, *[(f"198.51.100.{i}", f"jail{i}", NOW, 600) for i in range(250)], jails={"jail1": 1})
+    content = bytearray(path.read_bytes())
+    for at, new in changes:
+        content[at % len(content) : at % len(content) + len(new)] = new
+    path.write_bytes(content)
+    with contextlib.suppress(InputError):
         fail2ban.read_bans(path, Found(), NOW)
 
 

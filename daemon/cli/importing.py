@@ -164,13 +164,15 @@ def _take_over(
     said: dict[str, Any] = {"from": program, "dry_run": dry_run, "read": found.read}
     said["never_block"] = _rails(wanted, in_force, program, write_rails and not dry_run, as_json)
     if dry_run:
-        said["bans"] = _judge(wanted, in_force)
+        said["bans"] = _judge(wanted.blocks, in_force)
     else:
         said["bans"] = _send(wanted.blocks, Enforcer(socket_path(loaded)), reason)
         # The enforcer says why in words; the rails' names are for the summary.
-        rails_of = {r["address"]: r["rail"] for r in _judge(wanted, in_force)["refused"]}
-        for refused in said["bans"]["refused"]:
-            refused["rail"] = rails_of.get(refused["address"], "enforcer")
+        refused = said["bans"]["refused"]
+        again = _judge([(r["address"], 1) for r in refused], in_force)["refused"]
+        names = {r["address"]: r["rail"] for r in again}
+        for one in refused:
+            one["rail"] = names.get(one["address"], "enforcer")
     said["bans"] |= {"found": len(found.bans), "permanent": wanted.permanent, "ended": found.ended}
     said["not_taken"] = [r._asdict() for r in found.remarks]
     said["not_taken_more"] = found.remarks_more
@@ -209,7 +211,7 @@ def _rails(wanted: Plan, rails: Rails, program: str, write: bool, as_json: bool)
     }
 
 
-def _judge(wanted: Plan, rails: Rails) -> dict[str, Any]:
+def _judge(blocks: Sequence[tuple[str, int]], rails: Rails) -> dict[str, Any]:
     """What the enforcer would say, as far as the rails file and this machine's own addresses tell."""
     from ..enforcer import host
     from ..enforcer.rails import network_of, refusal
@@ -217,13 +219,13 @@ def _judge(wanted: Plan, rails: Rails) -> dict[str, Any]:
     never = rails.never(host.surroundings())
     longest = rails.limits.longest_ttl_s
     refused, shortened = [], 0
-    for address, ttl_s in wanted.blocks:
+    for address, ttl_s in blocks:
         why = refusal(network_of(address), min(ttl_s, longest), rails, never)
         if why is not None:
             refused.append({"address": address, "reason": why.reason, "rail": why.rail})
         else:
             shortened += ttl_s > longest
-    taken = len(wanted.blocks) - len(refused)
+    taken = len(blocks) - len(refused)
     return {"imported": taken, "already": 0, "shortened": shortened, "refused": refused}
 
 
