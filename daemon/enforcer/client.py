@@ -188,7 +188,7 @@ def judged(data: bytes) -> dict[str, Any]:
         answer = json.loads(data)
         if answer["ok"]:
             return dict(answer)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise EnforcerError("the enforcer gave an answer that is none") from None
     if "refused" in answer:
         raise RefusedError(answer["refused"], remedy=answer.get("remedy", ""), rail=answer.get("rail", ""))
