@@ -76,11 +76,15 @@ class Rig:
 
     def start(self, *before: str) -> None:
         """`before`: a program that starts the enforcer, and its options."""
+        self.launch(*before)
+        wait_for("the enforcer", self._answers)
+
+    def launch(self, *before: str) -> None:
+        """Start it and do not wait until it answers."""
         words = ["--state", self.state, "--rails", self.rails, "--analyser-uid", str(ANALYSER_UID)]
         self.process = self.lab.popen_in(
-            "gateway", [sys.executable, "-m", "gatewatch.daemon.enforcer", *words]
+            "gateway", [*before, sys.executable, "-m", "gatewatch.daemon.enforcer", *words]
         )
-        wait_for("the enforcer", self._answers)
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         if self.process is not None:

@@ -23,7 +23,7 @@ from lab.lab import HOSTS, Lab, unmet, wait_for
 pytestmark = pytest.mark.lab
 
 CRASHES = 100
-LATEST_S = 0.1  # after the clients have begun
+LATEST_S = 0.2  # after the clients have begun, and every fourth time after its own start
 DAMAGES = 30
 ENDPOINTS = ("alpha", "beta", "gamma")
 RAILS = f"""
@@ -138,6 +138,10 @@ def _unblock(enforcer: Enforcer, address: str) -> object:
 
 
 def _kill(enforcer: Enforcer, endpoint: str) -> object:
+    return enforcer.call({"request": "kill", "endpoints": [endpoint], "reason": "test", "probe": 0})
+
+
+def _kill_and_probe(enforcer: Enforcer, endpoint: str) -> object:
     return enforcer.kill([endpoint], "test")
 
 
@@ -155,7 +159,7 @@ def test_killed_at_a_hundred_moments_it_holds_whatever_it_said(rig: Rig) -> None
     clients = [Client(pool, _block, _unblock, random.Random(n)) for n, pool in enumerate(pools)]
     clients += [
         Client([*ENDPOINTS[:2]], _kill, _release, random.Random(10)),
-        Client([*ENDPOINTS[2:]], _kill, _release, random.Random(11)),
+        Client([*ENDPOINTS[2:]], _kill_and_probe, _release, random.Random(11)),  # longer than it lives
     ]
     blockers, killers = clients[:3], clients[3:]
     for crash in range(CRASHES):
@@ -167,6 +171,10 @@ def test_killed_at_a_hundred_moments_it_holds_whatever_it_said(rig: Rig) -> None
         for thread in threads:
             thread.join(10)
             assert not thread.is_alive()
+        if crash % 4 == 0:
+            rig.launch()
+            threading.Event().wait(chance.uniform(0, LATEST_S))
+            rig.stop(signal.SIGKILL)
         rig.start()
         journal, kernel, (said, status) = of_journal(rig), of_kernel(rig), of_status(rig)
         assert journal == kernel == said, f"after crash {crash}"
@@ -176,7 +184,10 @@ def test_killed_at_a_hundred_moments_it_holds_whatever_it_said(rig: Rig) -> None
         broken += [w for c in killers for w in c.agree(said.kills)]
         assert broken == [], f"after crash {crash}"
     print(f"{sum(c.answers for c in clients)} answers, all of which hold")
-    assert all(c.answers > CRASHES // 10 for c in clients)
+    assert all(c.answers > CRASHES // 10 for c in clients[:-1])
+    assert rig.enforcer().kill(["gamma"], "test")["engaged"] == ["gamma"]
+    for what in ("table inet gatewatch_probe", "gwprobe"):
+        assert what not in rig.nft("list tables") + rig.lab.run_in("gateway", ["ip", "link"]).stdout
     assert rig.run("audit", "verify", "--state", str(rig.state)).returncode == 0
 
 

@@ -36,9 +36,10 @@ def main(arguments: list[str]) -> int:
         server = Server(options, authority)
         server.load_rails()
         authority.restore()
-        authority.killswitch.look_around()
+        _try(authority.killswitch.look_around)
         _note(journal, "start")
         server.serve()
+        _try(authority.tick)  # refusals that were only counted are written
         _note(journal, "stop")
         journal.close()
     except GatewatchError as error:
@@ -67,6 +68,14 @@ def _journal(state: str, now: Callable[[], Moment]) -> Journal:
     except (EnforcerError, OSError) as error:
         say(f"{error}; going on without writing")
         return Journal(f"{state}/enforcer", now, read_only=True)
+
+
+def _try(what: Callable[[], object]) -> None:
+    """A full disk keeps nobody from being served."""
+    try:
+        what()
+    except (EnforcerError, OSError) as error:
+        say(str(error))
 
 
 def _note(journal: Journal, what: str) -> None:
