@@ -6,74 +6,28 @@ said that it does not know it; docs/kill-switch.md says so as well.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import platform
-import signal
 import socket
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from enforcer_echo import LIMIT_S, UDP, ask, client, echo, endpoint, silent
-from gatewatch.daemon.enforcer import bypass, killtable, unixsockets
+from enforcer_echo import UDP, ask, client, echo, endpoint, silent
+from enforcer_site import BEHIND, BEHIND_GATEWAY, BESIDE, FRONT, NEAR_GATEWAY, Site, site_of
+from gatewatch.daemon.enforcer import bypass
 from gatewatch.daemon.enforcer.bypass import Bypass
 from gatewatch.daemon.enforcer.netlink import Netlink, attribute
-from gatewatch.daemon.enforcer.nft import Nft
 from gatewatch.daemon.enforcer.rails import Endpoint
 from lab.lab import HOSTS, Lab, unmet, wait_for
 
 GATEWAY = HOSTS["gateway"]
-FRONT = 8443
-NEAR, NEAR_GATEWAY = "192.0.2.194", "192.0.2.193"  # the client's second address, and the gateway's beside it
-BESIDE = "192.0.2.195"  # a model in the client's own subnet
-BEHIND, BEHIND_GATEWAY = "192.0.2.226", "192.0.2.225"  # a model behind the gateway
 UNKNOWN = ("Unknown device type", "No such file or directory", "not supported")
 RecordProperty = Callable[[str, object], None]
-
-
-class Site:
-    """A client behind `up0` of the gateway, and a box, where a model runs, in a namespace of its own."""
-
-    def __init__(self, lab: Lab, nft: Nft) -> None:
-        self.lab, self.nft = lab, nft
-
-    def ip(self, host: str, *lines: str) -> None:
-        command = ["ip", "-n", self.lab.namespace(host), "-batch", "-"]
-        subprocess.run(command, input="\n".join(lines), text=True, check=True, capture_output=True)
-
-    def join(self, address: str, length: int = 27) -> None:
-        """The box hangs on `c0` of the gateway."""
-        self.ip(
-            "gateway",
-            f"link add c0 type veth peer name eth0 netns {self.lab.namespace('box')}",
-            "link set c0 up",
-        )
-        self.ip("box", f"addr add {address}/{length} dev eth0", "link set eth0 up")
-
-    def cut(self, *endpoints: Endpoint) -> None:
-        self.nft.run(killtable.render(killtable.KILL, {e.name: e.services for e in endpoints}))
-
-    def find(self, *endpoints: Endpoint, watch: bypass.Watch | None = None) -> list[Bypass]:
-        with self.lab.inside("gateway"):
-            return bypass.find(endpoints, self.nft, watch)
-
-    def refuses(self, record: RecordProperty, name: str, build: Callable[[], object]) -> bool:
-        """Whether the kernel does not know what `build` builds."""
-        try:
-            build()
-        except (subprocess.CalledProcessError, OSError) as error:
-            said = str(getattr(error, "stderr", "") or error)
-            unknown = (*UNKNOWN, "Invalid argument") if name == "tcx" else UNKNOWN  # as bpf(2) says it
-            assert any(word in said for word in unknown), said
-            record("untested", name)
-            return True
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -87,39 +41,28 @@ def bare() -> Iterator[Lab]:
 
 @pytest.fixture
 def site(bare: Lab) -> Iterator[Site]:
-    with bare.inside("gateway"):
-        nft = Nft()  # its netlink socket stays there
-    subprocess.run(["ip", "netns", "add", bare.namespace("box")], check=True)
-    site = Site(bare, nft)
-    site.ip("box", "link set lo up")
-    site.ip(
-        "gateway",
-        f"link add up0 type veth peer name down0 netns {bare.namespace('client')}",
-        f"addr add {NEAR_GATEWAY}/27 dev up0",
-        "link set up0 up",
-    )
-    site.ip(
-        "client",
-        f"addr add {NEAR}/27 dev down0",
-        "link set down0 up",
-        f"route add {BEHIND} via {NEAR_GATEWAY}",
-    )
-    with bare.inside("gateway"):
-        Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
-    yield site
-    nft.run("flush ruleset")
-    with bare.inside("gateway"):
-        Path("/proc/sys/net/ipv4/ip_forward").write_text("0")
-    subprocess.run(["ip", "netns", "delete", bare.namespace("box")], check=True)
-    for name in ("br0", "c0", "up0"):
-        bare.run_in("gateway", ["ip", "link", "delete", name], check=False)
+    with site_of(bare) as site:
+        yield site
 
 
-def passes_by(site: Site, models: Endpoint, address: str = BESIDE) -> list[Bypass]:
+def refuses(record: RecordProperty, name: str, build: Callable[[], object]) -> bool:
+    """Whether the kernel does not know what `build` builds."""
+    try:
+        build()
+    except (subprocess.CalledProcessError, OSError) as error:
+        said = str(getattr(error, "stderr", "") or error)
+        unknown = (*UNKNOWN, "Invalid argument") if name == "tcx" else UNKNOWN  # as bpf(2) says it
+        assert any(word in said for word in unknown), said
+        record("untested", name)
+        return True
+    return False
+
+
+def passes_by(site: Site, models: Endpoint) -> list[Bypass]:
     """The model answers though it is cut off; what `find` says."""
     site.cut(models)
-    with echo(site.lab, "box", address, FRONT, UDP):
-        ask(site.lab, "client", address, FRONT, UDP)
+    with echo(site.lab, "box", BESIDE, FRONT, UDP):
+        ask(site.lab, "client", BESIDE, FRONT, UDP)
     return site.find(models)
 
 
@@ -146,7 +89,7 @@ def test_an_interface_in_a_container_that_sits_on_one_of_ours_is_named(
 ) -> None:
     mode = "bridge" if kind == "macvlan" else "l2"
     add = f"link add link up0 name mv0 netns {site.lab.namespace('box')} type {kind} mode {mode}"
-    if site.refuses(record_testsuite_property, kind, lambda: site.ip("gateway", add)):
+    if refuses(record_testsuite_property, kind, lambda: site.ip("gateway", add)):
         return
     site.ip("box", f"addr add {BESIDE}/27 dev mv0", "link set mv0 up")
     process = site.lab.popen_in("box", ["sleep", "600"]) if inhabited else None
@@ -180,7 +123,7 @@ def test_a_macvtap_is_named_as_a_guest_reads_it(
     site: Site, record_testsuite_property: RecordProperty
 ) -> None:
     add = "link add link up0 name mt0 type macvtap mode bridge"
-    if site.refuses(record_testsuite_property, "macvtap", lambda: site.ip("gateway", add)):
+    if refuses(record_testsuite_property, "macvtap", lambda: site.ip("gateway", add)):
         return
     (found,) = site.find(endpoint([f"*:{FRONT}/udp"]))
     assert found.kind == "macvlan"
@@ -201,7 +144,7 @@ def test_a_flow_table_is_named_with_the_flows_that_it_carries(
     load = site.lab.folder / "flowtable.nft"
     load.write_text(table)
     models = endpoint([f"{BEHIND}:{FRONT}/tcp"])
-    if site.refuses(
+    if refuses(
         record_testsuite_property, "flowtable", lambda: site.lab.run_in("gateway", ["nft", "-f", load])
     ):
         return
@@ -251,7 +194,7 @@ def test_a_program_on_an_interface_that_redirects_is_named(
     site.join(BESIDE)
     pairs = (("up0", "c0"), ("c0", "up0"))
     with site.lab.inside("gateway"):
-        if site.refuses(record_testsuite_property, how, lambda: [_redirect(*pair, how) for pair in pairs]):
+        if refuses(record_testsuite_property, how, lambda: [_redirect(*pair, how) for pair in pairs]):
             return
     found = passes_by(site, endpoint([f"{BESIDE}:{FRONT}/udp"]))
     assert [f.kind for f in found] == [how.replace("tcx", "tc")] * 2
@@ -315,153 +258,6 @@ def test_a_bridge_that_does_not_ask_the_hooks_is_named(site: Site) -> None:
     assert site.find(models) == []
 
 
-NGINX = """
-daemon off; pid {folder}/bypass-nginx.pid; error_log {folder}/bypass-nginx.log; worker_processes 2;
-events {{ worker_connections 64; }}
-http {{ access_log off; client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
-  uwsgi_temp_path {folder}; scgi_temp_path {folder};
-  server {{ listen {front}; location / {{ proxy_pass {upstream}; proxy_buffering off; }} }} }}
-"""
-
-
-@contextlib.contextmanager
-def nginx(site: Site, upstream: str) -> Iterator[None]:
-    config = site.lab.folder / "bypass-nginx.conf"
-    config.write_text(NGINX.format(folder=site.lab.folder, front=FRONT, upstream=upstream))
-    process = site.lab.popen_in("gateway", ["nginx", "-c", config])
-    try:
-        with site.lab.inside("gateway"):
-            wait_for("nginx", lambda: _connects(("127.0.0.1", FRONT)))
-        yield
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-
-
-@contextlib.contextmanager
-def model(listener: socket.socket) -> Iterator[threading.Event]:
-    """Begins each answer and ends it when the event is set."""
-    finish, stop = threading.Event(), threading.Event()
-
-    def serve() -> None:
-        listener.settimeout(0.02)
-        while not stop.is_set():
-            with contextlib.suppress(TimeoutError):
-                taken, _ = listener.accept()
-                taken.settimeout(LIMIT_S)
-                with taken, contextlib.suppress(OSError):
-                    taken.recv(4096)
-                    taken.sendall(b"HTTP/1.0 200 OK\r\n\r\nanswer")
-                    finish.wait(LIMIT_S)
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    try:
-        yield finish
-    finally:
-        finish.set()
-        stop.set()
-        thread.join()
-        listener.close()
-
-
-@pytest.mark.lab
-def test_a_model_that_a_proxy_asks_by_a_unix_socket_is_named_with_its_path(site: Site) -> None:
-    path = str(site.lab.folder / "model.sock")
-    listener = socket.socket(socket.AF_UNIX)  # of another network namespace, as a container's is
-    listener.bind(path)
-    Path(path).chmod(0o666)  # nginx's workers are nobody
-    listener.listen()
-    models = endpoint([f"{GATEWAY.v4}:{FRONT}/tcp"])
-    with model(listener) as finish, nginx(site, f"http://unix:{path}:"):
-        with site.lab.inside("gateway"):
-            watch = bypass.Watch([models])
-            watch.sample()
-            assert watch.found() == [], "nobody asks"
-        with client(site.lab, "client", GATEWAY.v4, FRONT) as asking:
-            asking.sendall(b"GET / HTTP/1.0\r\n\r\n")
-            assert b" 200 " in asking.recv(4096)
-            with site.lab.inside("gateway"):
-                wait_for("the way to the model", lambda: _seen(watch))
-            finish.set()
-            while asking.recv(4096):
-                pass
-        with site.lab.inside("gateway"):
-            wait_for(
-                "the end of the connection", lambda: not unixsockets._named()[0].keys() & _inodes_of("nginx")
-            )
-        (found,) = site.find(models, watch=watch)
-        assert found.kind == "unix-socket"
-        assert found.what.startswith(
-            f"models: nginx, which listens on {GATEWAY.v4}:{FRONT}/tcp, is connected to the Unix socket {path}: local"
-        )
-        site.cut(models)
-        with socket.socket(socket.AF_UNIX) as local:
-            local.connect(path)
-            local.sendall(b"GET / HTTP/1.0\r\n\r\n")
-            local.settimeout(LIMIT_S)
-            assert local.recv(4096).startswith(b"HTTP/1.0 200"), "the way that is named is open"
-
-
-@pytest.mark.lab
-def test_a_proxy_that_asks_its_model_by_tcp_is_not_named(site: Site) -> None:
-    with site.lab.inside("gateway"):
-        listener = socket.create_server(("127.0.0.1", 8000))
-    models = endpoint([f"*:{FRONT}/tcp"], ["127.0.0.1:8000/tcp"])
-    with (
-        model(listener),
-        nginx(site, "http://127.0.0.1:8000"),
-        client(site.lab, "client", GATEWAY.v4, FRONT) as asking,
-    ):
-        asking.sendall(b"GET / HTTP/1.0\r\n\r\n")
-        assert b" 200 " in asking.recv(4096)
-        assert site.find(models) == []
-
-
-SERVER = """
-import socket, sys
-kept = [socket.create_server(("::", int(sys.argv[1])), family=socket.AF_INET6, dualstack_ipv6=True)]
-quic = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-quic.bind(("::", int(sys.argv[1])))
-for path in sys.argv[2:]:
-    kept.append(socket.socket(socket.AF_UNIX))
-    kept[-1].bind(path.replace("@", chr(0)))
-    kept[-1].listen()
-print("ready", flush=True)
-sys.stdin.read()
-"""
-
-
-@contextlib.contextmanager
-def server(site: Site, paths: Sequence[str]) -> Iterator[int]:
-    command = [sys.executable, "-c", SERVER, str(FRONT), *paths]
-    process = site.lab.popen_in("gateway", command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        assert process.stdout and process.stdout.readline() == b"ready\n"
-        yield process.pid
-    finally:
-        process.kill()
-        process.wait()
-
-
-@pytest.mark.lab
-@pytest.mark.parametrize("protocol", ["tcp", "udp"])
-def test_a_server_that_listens_on_a_unix_socket_as_well_is_named(site: Site, protocol: str) -> None:
-    path = str(site.lab.folder / f"also\n{protocol}.sock")
-    with server(site, [path, "@abstract"]):
-        found = site.find(endpoint([f"*:9999/{protocol}"], [f"{GATEWAY.v4}:{FRONT}/{protocol}"]))
-    assert [f.kind for f in found] == ["unix-socket", "unix-socket"]
-    assert f"listens also on the Unix socket {path.replace(chr(10), '?')}: " in found[0].what + found[1].what
-    assert "listens also on the Unix socket @abstract: " in found[0].what + found[1].what
-
-
-@pytest.mark.lab
-def test_well_known_unix_sockets_are_left_out(site: Site) -> None:
-    site.lab.run_in("gateway", ["mkdir", "-p", "/run/dbus"])
-    with server(site, ["/run/dbus/for-a-test", "/var/run/docker.for-a-test"]):
-        assert site.find(endpoint([f"*:{FRONT}/tcp"])) == []
-
-
 @pytest.mark.lab
 def test_it_needs_the_right_to_administer_the_network_and_says_what_else_it_lacks(site: Site) -> None:
     add = f"link add link up0 name mv0 netns {site.lab.namespace('box')} type macvlan mode bridge"
@@ -482,18 +278,6 @@ def test_it_needs_the_right_to_administer_the_network_and_says_what_else_it_lack
     assert "unseen nftables could not be looked into" in said[""]
 
 
-@pytest.mark.lab
-def test_a_watch_of_hostile_names_neither_fails_nor_grows_without_end(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(unixsockets, "_MOST_FOUND", 3)
-    paths = [str(site.lab.folder / f"\x1b[31m{n}.sock") for n in range(9)]
-    with server(site, paths):
-        found = site.find(endpoint([f"*:{FRONT}/tcp"]))
-    assert len(found) == 3
-    assert all(f.what.isprintable() for f in found)
-
-
 @pytest.mark.parametrize(
     "body", [b"", b"\0" * 3, b"\xff" * 64, attribute(3, b"\xff" * 4) * 3, os.urandom(200)]
 )
@@ -501,30 +285,10 @@ def test_no_entry_of_connection_tracking_breaks_it(body: bytes) -> None:
     assert bypass.carried(body, {*endpoint([f"*:{FRONT}/tcp"]).services}) is False
 
 
-def _seen(watch: bypass.Watch) -> bool:
-    watch.sample()
-    return bool(watch.found())
-
-
 def _in_gateway(site: Site, command: Sequence[str]) -> str:
     """Run in its network namespace alone, with this machine's own /run."""
     entered = ["nsenter", f"--net=/run/netns/{site.lab.namespace('gateway')}", *command]
     return subprocess.run(entered, capture_output=True, text=True, check=True).stdout
-
-
-def _inodes_of(name: str) -> set[int]:
-    pids = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()]
-    return {
-        i for pid in pids if f"({name})" in unixsockets.process(pid) for i in unixsockets._sockets_of(pid)
-    }
-
-
-def _connects(address: tuple[str, int]) -> bool:
-    try:
-        socket.create_connection(address, LIMIT_S).close()
-    except OSError:
-        return False
-    return True
 
 
 def _redirect(name: str, to: str, how: str) -> None:
