@@ -37,7 +37,8 @@ fcntl.flock(lock, fcntl.LOCK_EX)
 asked = {name: [service_of(s) for s in each] for name, each in json.loads(sys.argv[2]).items()}
 probe = Probe(Nft(), asked)
 print("started", flush=True)
-select.select([probe], [], [], 10 if "hurry" not in sys.argv else 0)
+if probe.fileno() >= 0 and "hurry" not in sys.argv:
+    select.select([probe], [], [], 10)
 print(json.dumps([outcome._asdict() for outcome in probe.finish()]), flush=True)
 os.execlp("ps", "ps", "--ppid", str(os.getpid()), "-o", "stat=,args=")
 """
@@ -159,16 +160,17 @@ def test_a_kill_switch_that_works_is_seen_over_both_families_and_both_protocols(
 
 @pytest.mark.lab
 def test_whatever_answers_is_said(gateway: Gateway) -> None:
-    def answers() -> set[tuple[str, str]]:
+    def answers(tcp: str, udp: str) -> bool:
         outcomes = gateway.probe()
         assert {o["target"]: o["verdict"] for o in outcomes} == dict.fromkeys(TARGETS, "reached")
-        return {(o["target"].rpartition("/")[2], o["why"]) for o in outcomes}
+        return {(o["target"].rpartition("/")[2], o["why"]) for o in outcomes} == {("tcp", tcp), ("udp", udp)}
 
-    assert answers() == {("tcp", "a reset came back: Connection refused"), ("udp", "ICMP came back")}
+    refused = "a reset came back: Connection refused"
+    wait_for("a machine that refuses", lambda: answers(refused, "ICMP came back"))
     with gateway.serving():
-        assert answers() == {("tcp", "a connection was made"), ("udp", "a datagram came back")}
+        wait_for("the servers", lambda: answers("a connection was made", "a datagram came back"))
     gateway.firewall("input priority 0", "reject with icmpx host-unreachable")
-    assert answers() == {("tcp", "ICMP came back"), ("udp", "ICMP came back")}
+    wait_for("a firewall that refuses", lambda: answers("ICMP came back", "ICMP came back"))
 
 
 @pytest.mark.lab
@@ -389,12 +391,75 @@ def test_a_stale_table_can_be_removed_whether_it_is_there_or_not(gateway: Gatewa
 
 @pytest.mark.lab
 def test_the_child_holds_no_descriptor_of_the_enforcers(gateway: Gateway) -> None:
-    process = gateway.start()
-    child = wait_for("the child", lambda: children(process.pid))[0]
-    wait_for("the child's sockets", lambda: len(list(Path(f"/proc/{child}/fd").iterdir())) > 12)
-    held = [str(each.readlink()) for each in Path(f"/proc/{child}/fd").iterdir()]
+    gateway.kill()
+    process = wait_for("a probe in the middle of its work", lambda: caught(gateway))
+    child = children(process.pid)[0]
+    held = {str(each.readlink()).partition(":")[0] for each in Path(f"/proc/{child}/fd").iterdir()}
     assert str(gateway.lock) not in held
+    assert {"net", "pipe", "socket"} < held, "but its own"
+    os.kill(child, signal.SIGCONT)
     gateway.outcomes(process)
+
+
+@pytest.mark.lab
+def test_what_drops_the_probe_on_every_port_is_not_taken_for_the_kill_switch(gateway: Gateway) -> None:
+    gateway.firewall("prerouting priority -310", "ip saddr 198.18.0.0/15 drop", "ip6 saddr fd00::/8 drop")
+    outcomes = gateway.probe()
+    assert {o["verdict"] for o in outcomes} == {"not probed"}
+    assert "on every port" in outcomes[0]["why"]
+
+
+@pytest.mark.lab
+def test_one_family_does_not_answer_for_the_other(gateway: Gateway) -> None:
+    gateway.kill(f"{GATEWAY.v4}:{FRONT}/tcp")
+    gateway.firewall("prerouting priority -310", "ip6 saddr fd00::/8 drop")
+    assert gateway.verdicts(f"*:{FRONT}/tcp") == {
+        f"{GATEWAY.v4}:{FRONT}/tcp": "dropped",
+        f"[{GATEWAY.v6}]:{FRONT}/tcp": "not probed",
+    }
+
+
+@pytest.mark.lab
+def test_a_server_that_is_reached_is_let_go_by_a_reset(gateway: Gateway) -> None:
+    with gateway.lab.inside("gateway"):
+        server = socket.create_server((GATEWAY.v4, FRONT))
+    with server:
+        assert gateway.verdicts(f"{GATEWAY.v4}:{FRONT}/tcp") == {f"{GATEWAY.v4}:{FRONT}/tcp": "reached"}
+        server.settimeout(5)
+        connection, peer = server.accept()
+        with connection, pytest.raises(ConnectionResetError):
+            connection.settimeout(5)
+            connection.recv(1)
+        assert peer[0].startswith(("198.18.", "198.19."))
+
+
+@pytest.mark.lab
+def test_whoever_does_not_wait_for_it_gets_the_same_outcomes(gateway: Gateway) -> None:
+    gateway.kill()
+
+    def dropped() -> bool:
+        outcomes = gateway.outcomes(gateway.start(hurry=True))
+        assert "reached" not in {o["verdict"] for o in outcomes}
+        return {o["target"]: o["verdict"] for o in outcomes} == dict.fromkeys(TARGETS, "dropped")
+
+    wait_for("a probe that is finished within its second", dropped)
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [
+        (("setpriv", "--bounding-set", "-all"), "not permitted"),
+        (("prlimit", "--nofile=6"), "Too many open files"),
+    ],
+    ids=["no capability", "no descriptors"],
+)
+def test_what_cannot_be_done_raises_nothing(gateway: Gateway, before: tuple[str, ...], said: str) -> None:
+    gateway.kill()
+    outcomes = gateway.probe(before=before)
+    assert {(o["endpoint"], o["service"]) for o in outcomes} == {("models", service) for service in FRONTS}
+    assert {o["verdict"] for o in outcomes} == {"not probed"}
+    assert said in outcomes[0]["why"]
 
 
 def caught(gateway: Gateway) -> subprocess.Popen[str] | None:
