@@ -98,6 +98,20 @@ def test_a_request_that_nobody_answers_is_not_covered(bare: Lab, nft: Nft) -> No
 
 
 @pytest.mark.lab
+def test_a_greeting_that_nobody_asked_for_is_not_covered(bare: Lab, nft: Nft) -> None:
+    stop = drilled(nft, endpoint([ANY_TCP]))
+    with bare.inside("gateway"):
+        listener = socket.create_server((GATEWAY.v4, FRONT))
+    with listener, client(bare, "client", GATEWAY.v4, FRONT) as asking:
+        server, _ = listener.accept()
+        with server:
+            server.sendall(b"hello")
+            assert asking.recv(100) == b"hello"
+    (service,) = stop()["models"]["services"]
+    assert (service["requests"], service["answers"] > 0, service["covered"]) == (0, True, False)
+
+
+@pytest.mark.lab
 @pytest.mark.parametrize(
     ("host", "address"), [("client", GATEWAY.v4), ("client", GATEWAY.v6), ("gateway", "127.0.0.1")]
 )
