@@ -24,7 +24,7 @@ MOST_PIECES = 256
 """The most blocks that one range is split into."""
 
 MOST_REMARKS = 10_000
-MOST_BANS = 1_000_000
+MOST_BANS = 300_000
 
 _WIDEST = {4: 8, 6: 16}
 _PRIVATE_IPV6 = IPv6Network("fc00::/7")  # RFC 4193: all of it is somebody's own
@@ -150,6 +150,9 @@ def plan(found: Found, rails: Rails) -> Plan:
         pieces = [] if why else list(pieces_of(ban.network, rails))
         if not pieces:
             found.remark(ban.where, address_text(ban.network), why or _TOO_WIDE)
+            continue
+        if len(blocks) + len(pieces) > rails.limits.most_blocks:
+            found.remark(ban.where, address_text(ban.network), "more blocks than most_blocks of the rails")
             continue
         permanent += ban.ttl_s >= FOREVER_S
         for piece in pieces:

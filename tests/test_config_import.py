@@ -98,6 +98,13 @@ def test_what_is_ignored_is_not_blocked_and_what_surrounds_it_waits_for_the_rail
     assert {"0.0.0.0/0", "::/0", "0.0.0.0/1"} <= set(why)
 
 
+def test_ranges_do_not_become_more_blocks_than_the_rails_allow() -> None:
+    found = found_of({f"{i}.0.0.0/16": 60 for i in range(11, 90)}, [])
+    wanted = plan(found, RAILS._replace(limits=Limits(most_blocks=1000)))
+    assert len(wanted.blocks) == 3 * 256
+    assert len(found.remarks) == 79 - 3
+
+
 @given(st.lists(networks, max_size=8), st.lists(networks, max_size=8))
 def test_no_block_touches_what_is_ignored(bans: list[Any], ignored: list[Any]) -> None:
     found = found_of({str(n): 60 for n in bans}, [str(n) for n in ignored])
@@ -211,18 +218,18 @@ def test_rails_are_written_before_the_enforcer_is_asked(
 
 @pytest.mark.parametrize(("answer", "changed"), [("y", True), ("n", False)])
 def test_on_a_terminal_it_asks_before_it_changes_the_rails(files: Path, answer: str, changed: bool) -> None:
-    said = on_terminal([*WORDS, "--write-rails"], f"{answer}\n")
+    start = "import sys; from gatewatch.daemon.cli import main; sys.exit(main())"
+    said = on_terminal([sys.executable, "-c", start, *WORDS, "--write-rails"], f"{answer}\n")
     assert "203.0.113.7/32" in said
     assert "change rails.toml? [y/N]" in said
     assert ((files / "rails.toml").read_text() != RAILS_TEXT) is changed
 
 
-def on_terminal(words: list[str], typed: str = "") -> str:
+def on_terminal(command: list[str], typed: str = "") -> str:
     """What the command says on a terminal of its own."""
-    start = "import sys; from gatewatch.daemon.cli import main; sys.exit(main())"
     ours, theirs = pty.openpty()
     with subprocess.Popen(
-        [sys.executable, "-c", start, *words],
+        command,
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
@@ -392,7 +399,14 @@ def test_more_than_one_message_holds_is_taken_over_with_what_the_rails_allow(
         "config", "import", "crowdsec", "--decisions", str(tmp_path / "decisions.json"), "--json", "--rails",
         str(rig.rails), "--state", str(rig.state), limit_s=60,
     )  # fmt: skip
-    said = json.loads(done.stdout)["bans"]
-    assert (said["imported"], len(said["refused"])) == (1400, 100)
-    assert {r["rail"] for r in said["refused"]} == {"enforcer"}
+    said = json.loads(done.stdout)
+    assert (said["bans"]["imported"], said["bans"]["refused"]) == (1400, [])
+    assert {r["why"] for r in said["not_taken"]} == {"more blocks than most_blocks of the rails"}
+    assert len(said["not_taken"]) == 100
     assert len(list(rig.enforcer().blocks())) == 1400
+
+    words = ["config", "import", "crowdsec", "--decisions", str(tmp_path / "decisions.json")]
+    words += ["--rails", str(rig.rails), "--state", str(rig.state)]
+    said = on_terminal(rig.lab.gatewatch_command(words))
+    assert "blocks" in said.partition("read: ")[0], "a bar while it lasts"
+    assert "bans: 1,500 in force there" in said
