@@ -36,6 +36,7 @@ _FINISH_S = 0.05  # what nobody waits for is done when nobody asks, but no later
 _SAMPLE_S = 0.1  # while a drill runs
 _NEVER = float("inf")
 _MOST_CLIENTS = 64
+_MOST_OF_ONE = 16  # connections of one user, so that no one keeps the others out
 _SO_PEERGROUPS = 59  # asm-generic/socket.h
 
 
@@ -165,7 +166,9 @@ class Server:
         except OSError:
             client.close()
             return
-        if caller.role == "stranger" or len(self._clients) >= _MOST_CLIENTS:
+        own = sum(other.uid == caller.uid for _, other in self._clients.values())
+        full = len(self._clients) >= _MOST_CLIENTS or (own >= _MOST_OF_ONE and caller.uid != 0)
+        if caller.role == "stranger" or full:
             stranger = caller.role == "stranger"
             why = "neither an operator nor the analyser" if stranger else "too many connections"
             _send(client, self._authority.refuse(Refusal(why, "authority"), {}, caller))
