@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from enforcer_rig import ANALYSER_UID, FRONT, OTHER, RAILS, Rig, flows
+from enforcer_rig import ANALYSER_UID, FRONT, OTHER, RAILS, Rig, flows, stopped
 from lab.lab import HOSTS, Lab, unmet, wait_for
 
 pytestmark = pytest.mark.lab
@@ -221,13 +221,24 @@ def test_every_lie_is_refused_by_its_rail_and_written_down(rig: Rig) -> None:
 
 
 def test_a_block_around_whom_it_may_not_block_lets_these_through(rig: Rig) -> None:
-    with rig.serving(OTHER), rig.connect(OTHER, MANAGEMENT.v4) as session:
+    rig.nft("add table inet theirs")
+    rig.nft("add chain inet theirs c { type filter hook input priority 0; }")
+    rig.nft("add rule inet theirs c ct state new counter")  # their firewall tracks connections
+    with (
+        rig.serving(OTHER),
+        rig.connect(OTHER, MANAGEMENT.v4) as session,
+        rig.connect(OTHER, HOSTS["attacker"].v4) as attack,
+    ):
         for address in ("192.0.2.0/24", "203.0.113.0/24", "2001:db8:0:1::/64", "2001:db8::/48", "::/64"):
             answer = rig.ask_as(ANALYSER_UID, {**BLOCK, "address": address})[0]
             assert answer["ok"], answer
         for host in ("gateway", "router"):
             rig.lab.run_in(host, ["ip", "neigh", "flush", "all"])
         assert flows(session)
+        assert stopped(attack)
+        tracked = rig.lab.run_in("gateway", ["conntrack", "-L"]).stdout
+        assert f"src={MANAGEMENT.v4} " in tracked
+        assert f"src={HOSTS['attacker'].v4} " not in tracked
         for source in (MANAGEMENT.v4, MANAGEMENT.v6, "203.0.113.70"):
             assert rig.reaches(OTHER, source), source
         assert rig.unreachable(OTHER, HOSTS["attacker"].v4)

@@ -302,7 +302,7 @@ class Authority:
                 "import", blocks=list(taken.items()), owner="operator", by=caller.name, reason=ask["reason"]
             )
             blocktable.add_many(self._nft, [(network_of(a), ttl_s) for a, ttl_s in taken.items()])
-            _end([network_of(a) for a in taken])
+            self._end([network_of(a) for a in taken])
         return {"imported": len(taken), "already": already, "shortened": shortened, "refused": refused}
 
     def _do_kill(self, ask: dict[str, Any], caller: Caller) -> dict[str, Any] | Refusal | Later:
@@ -443,7 +443,7 @@ class Authority:
         if caller.role == "analyser":
             self._to_cut.append(network)
             return {}
-        return {"cut": _end([network])}
+        return {"cut": self._end([network])}
 
     @property
     def unfinished(self) -> bool:
@@ -453,7 +453,16 @@ class Authority:
     def finish(self) -> None:
         """Do it; many at once take hardly longer than one. Raises OSError."""
         networks, self._to_cut = self._to_cut, []
-        _end(networks)
+        self._end(networks)
+
+    def _end(self, networks: list[Network]) -> int:
+        """Their connections, but for those of whom a wider block lets through; how many."""
+        spared = [n for n, _ in self._fresh_never()]
+        found = sockets.from_networks(networks)
+        cut = sockets.destroy([c for c in found if not any(c.remote in n for n in spared)])
+        for network in networks:
+            conntrack.forget_network(network, spared)
+        return cut
 
     def _covering(self, network: Network) -> list[str]:
         moment, found = self._now(), []
@@ -480,13 +489,6 @@ class Authority:
             "incident": block.incident,
             "playbook": block.playbook,
         }
-
-
-def _end(networks: list[Network]) -> int:
-    cut = sockets.destroy(sockets.from_networks(networks))
-    for network in networks:
-        conntrack.forget_network(network)
-    return cut
 
 
 def _network(text: str) -> Network | Refusal:

@@ -12,7 +12,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import ip_address
 from typing import NamedTuple
 
@@ -43,9 +43,9 @@ def entries() -> int:
         return 0
 
 
-def forget_network(network: Network) -> int:
-    """Delete what was opened from `network`; how many entries. A wider network is searched for only where the
-    table is small: its packets are dropped before connection tracking anyway."""
+def forget_network(network: Network, spared: Sequence[Network] = ()) -> int:
+    """Delete what was opened from `network` and not from `spared`; how many entries. A wider network is searched
+    for only where the table is small: its packets are dropped before connection tracking anyway."""
     single = network.prefixlen == network.max_prefixlen
     if not entries() or (not single and entries() > _MOST_READ):
         return 0
@@ -55,6 +55,9 @@ def forget_network(network: Network) -> int:
         key
         for given, key in _dump(family, addresses, b"", _BY_SOURCE if single else 0)
         if _matches(given.get(_TUPLE_ORIG, b""), family, network, None)
+        and not any(
+            _matches(given[_TUPLE_ORIG], family, n, None) for n in spared if n.version == network.version
+        )
     ]
     return _netfilter().tell(_DELETE, found).count(0)
 
