@@ -106,13 +106,10 @@ class Authority:
         self.journal.state.advance(moment)
         self.journal.state.expire()
         never = self._fresh_never()
-        left = [
-            (network_of(a), self.journal.state.remaining_s(b, moment))
-            for a, b in self.journal.state.blocks.items()
-        ]
+        state = self.journal.state
+        left = [(a, state.remaining_s(b, moment)) for a, b in state.blocks.items()]
         blocktable.replace(self._nft, [n for n, _ in never], self.rails, left)
-        now_held = blocktable.held(self._nft)
-        self._shape = now_held.shape if now_held else []
+        self._shape = blocktable.shape(self._nft) or []
 
     def heal(self) -> list[str]:
         """Compare the kernel with the journal and mend what differs; what it was, in words."""
@@ -417,8 +414,7 @@ class Authority:
             changed, self._never, self._never_read = never != self._never, never, now
             if changed and self._shape:
                 blocktable.set_never(self._nft, [n for n, _ in never])
-                now_held = blocktable.held(self._nft)
-                self._shape = now_held.shape if now_held else []
+                self._shape = blocktable.shape(self._nft) or []
         return self._never
 
     def _block_differences(self) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from ipaddress import IPv6Address, ip_network
-from socket import AF_INET, AF_INET6, inet_ntop
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import NamedTuple
 
 from .elements import MissingError
@@ -83,14 +83,19 @@ def remove(nft: Nft, network: Network) -> None:
     nft.elements.remove(TABLE, name_of(network), network.network_address.packed)
 
 
-def replace(
-    nft: Nft, never: Collection[Network], rails: Rails, blocks: Iterable[tuple[Network, float]]
-) -> None:
-    """Make the kernel hold exactly these blocks (network, seconds that remain), in one transaction."""
+def replace(nft: Nft, never: Collection[Network], rails: Rails, blocks: Iterable[tuple[str, float]]) -> None:
+    """Make the kernel hold exactly these blocks (`address_text`, seconds that remain), in one transaction. Raises
+    EnforcerError, OSError or ValueError for what is no address."""
     by_set: dict[str, list[str]] = {}
     for network, seconds in blocks:
-        element = f"{network.network_address} timeout {max(1, round(seconds))}s"
-        by_set.setdefault(name_of(network), []).append(element)
+        address, _, length = network.partition("/")  # in a tenth of the time that an ip_network takes
+        family, name = (
+            (AF_INET6, f"block6_{int(length or 128)}")
+            if ":" in address
+            else (AF_INET, f"block4_{int(length or 32)}")
+        )
+        inet_pton(family, address)  # nothing else gets into a command
+        by_set.setdefault(name, []).append(f"{address} timeout {max(1, round(seconds))}s")
     parts = [render(never, rails)]
     for name, elements in by_set.items():
         parts += [
@@ -111,10 +116,16 @@ def set_never(nft: Nft, never: Collection[Network]) -> None:
     nft.run(commands)
 
 
+def shape(nft: Nft) -> list[str] | None:
+    """Sets, chains, rules and what is let through first; equal while nobody changes them. None where the table is
+    missing. Raises EnforcerError."""
+    return nft.elements.parts(TABLE, [f"never{version}" for version in PREFIXES])
+
+
 class Held(NamedTuple):
     """The table as the kernel has it."""
 
-    shape: list[str]  # sets, chains, rules and what is let through first; equal while nobody changes them
+    shape: list[str]  # see `shape`
     blocked: frozenset[str]  # as `address_text`
 
 
@@ -124,18 +135,18 @@ def held(nft: Nft) -> Held | None:
     Takes a millisecond for each thousand blocks, and at 100,000 in one set, which the kernel walks anew for every
     30 KiB, three times as long. Now and then a block is left out because another one ended meanwhile.
     """
-    shape = nft.elements.parts(TABLE, [f"never{version}" for version in PREFIXES])
-    if shape is None:
+    there = shape(nft)
+    if there is None:
         return None
     blocked: list[str] = []
     for version, lengths in PREFIXES.items():
         for length in lengths:
             try:
                 found = nft.elements.dump(TABLE, f"block{version}_{length}")
-            except MissingError:  # the shape tells
+            except MissingError:  # its shape tells
                 continue
             blocked += texts(version, length, [key for key, _ in found])
-    return Held(shape, frozenset(blocked))
+    return Held(there, frozenset(blocked))
 
 
 def texts(version: int, length: int, keys: Iterable[bytes]) -> Iterable[str]:

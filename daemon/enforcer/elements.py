@@ -77,7 +77,10 @@ class Elements:
     def dump(self, table: str, name: str) -> list[tuple[bytes, int]]:
         """(key, milliseconds that remain; 0: it has no end) of what is in the set. One that ends meanwhile may hide
         another."""
-        return [element for body in self._dump(table, name) for element in read(body)]
+        found: list[tuple[bytes, int]] = []
+        for body in self._dump(table, name):
+            found += read(body)
+        return found
 
     def parts(self, table: str, fixed: Iterable[str]) -> list[str] | None:
         """What the table is made of, equal while nobody changes it: its flags, chains, rules, sets and objects, and
