@@ -7,6 +7,7 @@ The kill switch starts through this file, so it imports nothing that costs time 
 from __future__ import annotations
 
 import _socket
+import _struct
 import os
 
 from ..errors import EnforcerError, RefusedError
@@ -71,8 +72,9 @@ class Enforcer:
         try:
             if self._socket is None:
                 self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-                self._socket.settimeout(timeout)
-                self._socket.connect(self.path)
+                limit = _struct.pack("@ll", int(timeout), int(timeout % 1 * 1e6) or 1)  # timeval
+                self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, limit)
+                self._socket.connect(self.path)  # blocking: where many connect, it waits for its turn
             self._socket.settimeout(timeout)
             answer = self._answer(self._socket, data)
         except OSError as error:
