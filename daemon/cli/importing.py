@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -35,11 +35,29 @@ WriteOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object.")]
 RailsOption = Annotated[
     Path | None,
-    typer.Option("--rails", metavar="FILE", help="The rails file; default: what the configuration says."),
+    typer.Option(
+        "--rails",
+        metavar="FILE",
+        envvar="GATEWATCH_RAILS",
+        help="The rails file; default: what the configuration says.",
+    ),
 ]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why; kept in the audit log.")]
 
 MOST_SHOWN = 20
+
+
+class Asked(NamedTuple):
+    """What was asked for on the command line, of either program."""
+
+    program: str
+    write_rails: bool
+    dry_run: bool
+    reason: str
+    rails: Path | None
+    config: Path | None
+    state: Path | None
+    as_json: bool
 
 
 def group() -> typer.Typer:
@@ -85,7 +103,8 @@ def fail2ban(
         raise InputError(
             "fail2ban was not found on this machine", remedy="name its files with --database and --directory"
         )
-    _take_over(found, "fail2ban", write_rails, dry_run, reason, rails, config, state, as_json)
+    asked = Asked("fail2ban", write_rails, dry_run, reason, rails, config, state, as_json)
+    _take_over(found, asked)
 
 
 def crowdsec(
@@ -138,35 +157,26 @@ def crowdsec(
         theirs.ask_allowlists(found)
     if directory is not None or (default and Path(theirs.FOLDER).exists()):
         theirs.read_whitelists(directory or theirs.FOLDER, found)
-    _take_over(found, "crowdsec", write_rails, dry_run, reason, rails, config, state, as_json)
+    asked = Asked("crowdsec", write_rails, dry_run, reason, rails, config, state, as_json)
+    _take_over(found, asked)
 
 
-def _take_over(
-    found: Found,
-    program: str,
-    write_rails: bool,
-    dry_run: bool,
-    reason: str,
-    rails: Path | None,
-    config: Path | None,
-    state: Path | None,
-    as_json: bool,
-) -> None:
+def _take_over(found: Found, asked: Asked) -> None:
     from ...config.imports import plan
     from ..enforcer.client import Enforcer
     from ..enforcer.rails import load
 
-    if not reason.strip():
+    if not asked.reason.strip():
         raise UsageError("the reason is empty", remedy='--reason "…" says why')
-    loaded = load_config(config, state)
-    in_force = load(rails or loaded.rails)
+    config = load_config(asked.config, asked.state)
+    in_force = load(asked.rails or config.rails)
     wanted = plan(found, in_force)
-    said: dict[str, Any] = {"from": program, "dry_run": dry_run, "read": found.read}
-    said["never_block"] = _rails(wanted, in_force, program, write_rails and not dry_run, as_json)
-    if dry_run:
+    said: dict[str, Any] = {"from": asked.program, "dry_run": asked.dry_run, "read": found.read}
+    said["never_block"] = _rails(wanted, in_force, asked)
+    if asked.dry_run:
         said["bans"] = _judge(wanted.blocks, in_force)
     else:
-        said["bans"] = _send(wanted.blocks, Enforcer(socket_path(loaded)), reason)
+        said["bans"] = _send(wanted.blocks, Enforcer(socket_path(config)), asked.reason)
         # The enforcer says why in words; the rails' names are for the summary.
         refused = said["bans"]["refused"]
         again = _judge([(r["address"], 1) for r in refused], in_force)["refused"]
@@ -176,7 +186,7 @@ def _take_over(
     said["bans"] |= {"found": len(found.bans), "permanent": wanted.permanent, "ended": found.ended}
     said["not_taken"] = [r._asdict() for r in found.remarks]
     said["not_taken_more"] = found.remarks_more
-    if as_json:
+    if asked.as_json:
         from .output import json_line
 
         print(json_line(said))
@@ -184,17 +194,17 @@ def _take_over(
         _summary(said)
 
 
-def _rails(wanted: Plan, rails: Rails, program: str, write: bool, as_json: bool) -> dict[str, Any]:
+def _rails(wanted: Plan, rails: Rails, asked: Asked) -> dict[str, Any]:
     """The rails file with the ignore lists in it, written where that is wanted; what was proposed."""
     from ...config.rails_edit import difference, with_never_block
     from ...config.rails_edit import write as put
 
-    added = [(str(i.network), f"from {program}: {i.where}") for i in wanted.proposed]
+    added = [(str(i.network), f"from {asked.program}: {i.where}") for i in wanted.proposed]
     after = with_never_block(rails.text, added, rails.path)
     diff = difference(rails.text, after, rails.path)
     written = False
-    if write and added:
-        if not as_json and sys.stdin.isatty() and sys.stdout.isatty():
+    if asked.write_rails and not asked.dry_run and added:
+        if not asked.as_json and sys.stdin.isatty() and sys.stdout.isatty():
             _show(diff)
             written = typer.confirm(f"change {rails.path}?")
         else:
@@ -277,8 +287,8 @@ def _summary(said: dict[str, Any]) -> None:
         f"over, {bans['already']:,} in force already"
     )
     if bans["shortened"]:
-        print(f"  {bans['shortened']:,} {would}shortened to the rails' longest_ttl_s", end="")
-        print(f" ({bans['permanent']:,} bans had no end)" if bans["permanent"] else "")
+        endless = f"; bans without an end: {bans['permanent']:,}" if bans["permanent"] else ""
+        print(f"  {bans['shortened']:,} {would}shortened to the rails' longest_ttl_s{endless}")
     by_rail = Counter(r["rail"] for r in bans["refused"])
     for rail, count in by_rail.most_common():
         print(printable(f"  {count:,} {would}refused by rail {rail}"))
