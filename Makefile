@@ -6,8 +6,9 @@ SOURCES := $(shell find . -path ./$(VENV) -prune -o -path ./build -prune -o -pat
 	\( -name '*.py' -o -name '*.yaml' -o -name '*.toml' \) -print)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PYTEST_ARGS ?=
+FUZZ_SECONDS ?= 3600
 
-.PHONY: help venv develop run demo test lint packages benchmark clean
+.PHONY: help venv develop run demo test lint packages fuzz benchmark clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -49,6 +50,9 @@ lint: $(VENV)/.tools $(VENV)/.runtime
 
 test: packages $(VENV)/.tools $(VENV)/.runtime lint ## install what the tests need, then run them all
 	@$(BIN)/pytest $(PYTEST_ARGS)
+
+fuzz: $(VENV)/.tools $(VENV)/.runtime ## fuzz what the enforcer takes from others, for FUZZ_SECONDS (an hour)
+	@$(BIN)/python tests/fuzz/fuzz_enforcer.py --seconds $(FUZZ_SECONDS)
 
 benchmark: $(VENV)/.tools $(VENV)/.runtime ## every benchmark; each is also a command of its own
 	@for each in auth_parse auth_replay packets line_to_drop kill_switch rest; do \

@@ -17,12 +17,14 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
+from ipaddress import ip_address
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import Any
 
 from ..errors import EnforcerError
 from . import witness
 from .chain import START, Point, Reader, seal
-from .rails import PREFIXES, address_text, network_of
+from .rails import PREFIXES
 from .state import NS_PER_S, Moment, State
 
 MOST_FILE_BYTES = 16 << 20
@@ -75,7 +77,9 @@ class Journal:
             raise EnforcerError(f"journal {self.path}: {error.strerror}", remedy="run as root") from None
 
     def close(self) -> None:
-        """Let go of the file and the lock."""
+        """Let go of the file and the lock, once everything is on disk."""
+        with contextlib.suppress(OSError):
+            self.sync()
         for descriptor in (self._file, self._lock):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -171,12 +175,12 @@ class Journal:
         unsure = verdict.torn_bytes > 0 or head is None or not reader.met
         if wrong or unsure:
             wrong += self._keep_engaged(copy, bool(wrong))
-            self._drop_nonsense()
         notes = []
         if there and not wrong and (head is None or not reader.met):
             notes.append(f"the file head {head_why or 'is too old'}: cannot tell whether the end is cut off")
         if (head is not None or copy_why == "is damaged") and copy_why:
             notes.append(f"the second copy of the engaged kill switches {copy_why}")
+        self._drop_nonsense()
         self._mend_names()
         self._wrong = "; ".join(wrong)
         self.note = "; ".join(filter(None, (*wrong, *notes, self.state.broken)))
@@ -362,12 +366,18 @@ class Journal:
             self._witness.sync()
 
 
-def _blockable(address: str) -> bool:
+def _blockable(network: str) -> bool:
+    """Whether it is written as `address_text` does and has a length that can be blocked; in a tenth of the time that
+    an ip_network takes."""
+    address, slash, length = network.partition("/")
+    version, family = (6, AF_INET6) if ":" in address else (4, AF_INET)
     try:
-        network = network_of(address)
-    except ValueError:
+        packed = inet_pton(family, address)
+    except (OSError, ValueError):
         return False
-    return network.prefixlen in PREFIXES[network.version] and address_text(network) == address
+    single, *wider = map(str, PREFIXES[version])
+    known = length in wider if slash else single
+    return bool(known) and (address == inet_ntop(family, packed) or address == str(ip_address(packed)))
 
 
 def _plain(name: str) -> str:

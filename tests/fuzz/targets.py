@@ -1,0 +1,396 @@
+"""What is fuzzed, and what has to hold whatever comes: each target takes bytes and raises where something does not.
+
+`session` is the enforcer's life: messages from an analyser that lies and from operators, time that passes, restarts,
+a firewall that flushes. `damage` is what happens to the files of its journal. `rails` and `answers` are the two other
+texts that are read with privilege or in its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import generator
+from gatewatch.daemon.enforcer import audit, client, killtable, signatures
+from gatewatch.daemon.enforcer.authority import Authority, Caller
+from gatewatch.daemon.enforcer.blocktable import TABLE
+from gatewatch.daemon.enforcer.chain import verify
+from gatewatch.daemon.enforcer.journal import Journal
+from gatewatch.daemon.enforcer.protocol import MOST_BYTES, MalformedError, encode, parse
+from gatewatch.daemon.enforcer.rails import PREFIXES, Rails, Refusal, address_text, network_of
+from gatewatch.daemon.enforcer.rails import parse as parse_rails
+from gatewatch.daemon.enforcer.state import NS_PER_S, Moment
+from gatewatch.daemon.errors import ConfigError, EnforcerError
+from generator import ADDRESSES, ENDPOINTS, SEED, Bytes, Provider, pick
+from kernel_double import GATEWAY, NAME_SERVER, OWN, KernelDouble, replace_kernel
+
+RAILS = f"""
+management = ["10.1.0.0/24"]
+never_block = ["203.0.113.70/32", "2001:db8:1:0:7::/80"]
+proxies = ["198.51.100.10/32"]
+sinks = ["198.51.100.20/32"]
+TWO_PEOPLE
+[limits]
+most_blocks = 8
+most_new_per_minute = 6
+longest_ttl_s = 3600
+[[signer]]
+name = "alice"
+public_key = "{signatures.public_key(SEED)}"
+[[endpoint]]
+name = "models"
+fronts = ["*:443/tcp", "*:443/udp"]
+backs = ["127.0.0.1:8000/tcp", "10.0.0.2:8000/tcp", "[2001:db8:5::2]:8000/tcp"]
+[[endpoint]]
+name = "automatic"
+fronts = ["192.0.2.1:8600/tcp"]
+kill_without_person = true
+[[endpoint]]
+name = "mapped"
+fronts = ["*:8443/tcp"]
+kill_without_person = true
+[[endpoint]]
+name = "spared"
+fronts = ["*:8700/tcp"]
+kill_switch = false
+[[endpoint]]
+name = "door"
+fronts = ["*:22/tcp"]
+"""
+EVERY_RAILS = tuple(
+    parse_rails(RAILS.replace("TWO_PEOPLE", said))
+    for said in ("", 'two_people = ["release"]', 'two_people = ["release", "unblock", "kill"]')
+)
+UNMANAGED = parse_rails(RAILS.replace("TWO_PEOPLE", "").replace('management = ["10.1.0.0/24"]', ""))
+NEVER = [network_of(a) for a in (*OWN, GATEWAY, NAME_SERVER)]
+CALLERS = (
+    Caller("analyser", 61_234, 0), Caller("operator", 0, 0), Caller("operator", 1_000, 0), Caller("operator", 1_001, 0),
+)  # fmt: skip
+_MOST_STEPS = 24
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.wall_ns, self.boot_ns, self.boot = 10**18, 10**10, 0
+
+    def __call__(self) -> Moment:
+        return Moment(self.wall_ns, self.boot_ns, f"boot {self.boot}")
+
+    def passes(self, seconds: int) -> None:
+        self.wall_ns += seconds * NS_PER_S
+        self.boot_ns += seconds * NS_PER_S
+
+    def reboot(self) -> None:
+        self.boot_ns, self.boot = 10**9, self.boot + 1
+
+
+class Session:
+    """One enforcer with a real journal in `folder`, and a kernel that only records."""
+
+    def __init__(self, folder: str, rails: Rails) -> None:
+        self.folder, self.rails = folder, rails
+        self.clock, self.kernel = Clock(), KernelDouble()
+        self.never = [n for n, _ in rails.never()] + NEVER
+        self.start()
+
+    def start(self) -> None:
+        """As `__main__` does."""
+        self.journal = Journal(self.folder, self.clock)
+        assert not self.journal.note, self.journal.note
+        self.authority = Authority(self.journal, self.kernel, self.clock)  # type: ignore[arg-type]
+        self.authority.killswitch.restore()
+        self.authority.use(self.rails)
+        self.authority.follow()
+        self.authority.restore()
+        self.authority.killswitch.look_around()
+        self.journal.append("start")
+
+    def restart(self) -> None:
+        """What was in force is in force again."""
+        state = self.journal.state
+        state.advance(self.clock())
+        state.expire()
+        before = (dict(state.blocks), dict(state.kills), dict(state.approvals), dict(state.signed))
+        base = (state.elapsed_ns, state.awake_ns)
+        self.journal.close()
+        self.start()
+        state = self.journal.state
+        blocks, kills, approvals, signed = before
+        gone = (state.elapsed_ns - base[0], state.awake_ns - base[1])
+        assert state.signed == signed
+        assert {
+            n: k._replace(ends_ns=k.ends_ns and k.ends_ns + gone[1]) for n, k in kills.items()
+        } == state.kills
+        assert {a: b._replace(ends_ns=b.ends_ns + gone[0]) for a, b in blocks.items()} == state.blocks
+        assert approvals.keys() == state.approvals.keys()
+
+    def said(self, data: bytes, caller: Caller) -> None:
+        """As `Server._answer` does."""
+        before = (
+            dict(self.journal.state.blocks),
+            dict(self.journal.state.kills),
+            set(self.journal.state.approvals),
+        )
+        sequence = self.journal.sequence
+        try:
+            ask = parse(data)
+        except MalformedError as error:
+            self.answered(self.authority.refuse(Refusal(str(error), "protocol"), {}, caller))
+            assert (dict(self.journal.state.blocks), dict(self.journal.state.kills)) == before[:2]
+            return
+        assert len(data) <= MOST_BYTES, "a message beyond the limit was taken"
+        if ask["request"] == "follow":
+            return  # the server's own
+        answer = self.authority.handle(ask, caller)
+        if not isinstance(answer, dict):
+            answer = answer.finish()
+        self.answered(answer)
+        if self.authority.unfinished:
+            self.authority.finish()
+        assert self.journal.sequence >= sequence
+        if caller.role == "analyser" and ask["request"] != "signed":
+            self.lied_in_vain(*before)
+        self.in_force()
+
+    def answered(self, answer: dict[str, Any]) -> None:
+        assert type(answer["ok"]) is bool
+        assert answer["ok"] or answer.get("refused") or answer.get("error"), answer
+        encoded = json.dumps(answer, separators=(",", ":")).encode("ascii")
+        assert len(encoded) <= MOST_BYTES, f"an answer of {len(encoded)} bytes"
+        with contextlib.suppress(EnforcerError):
+            client.judged(encoded)
+
+    def lied_in_vain(self, blocks: dict[str, Any], kills: dict[str, Any], approvals: set[str]) -> None:
+        """What the analyser asked for has not let anything go that is not its own."""
+        state, now_ns = self.journal.state, self.journal.state.elapsed_ns
+        for name, kill in kills.items():
+            assert name in state.kills, "released"
+            now = state.kills[name]
+            assert set(now.services) >= set(kill.services)
+            assert not now.ends_ns or now.ends_ns >= kill.ends_ns > 0
+        for name in state.kills.keys() - kills.keys():
+            endpoint = self.rails.endpoint(name)
+            assert endpoint is not None
+            assert endpoint.kill_without_person
+        for address, block in blocks.items():
+            if block.owner != "analyser" and block.ends_ns > now_ns:
+                assert state.blocks[address].owner == block.owner
+                assert state.blocks[address].ends_ns >= block.ends_ns - NS_PER_S, "shortened"
+        assert all(b.owner == "analyser" for a, b in state.blocks.items() if a not in blocks)
+        assert approvals >= state.approvals.keys()
+
+    def in_force(self) -> None:
+        """The rails hold, and the kernel has what the journal says."""
+        state = self.journal.state
+        limits = self.rails.limits
+        assert len(state.blocks) <= limits.most_blocks
+        if not self.rails.management:
+            assert not state.blocks
+        for address, block in state.blocks.items():
+            network = network_of(address)
+            assert address_text(network) == address
+            assert network.prefixlen in PREFIXES[network.version]
+            assert not any(n.version == network.version and network.subnet_of(n) for n in self.never)  # type: ignore[arg-type]
+            assert block.ends_ns - state.elapsed_ns <= limits.longest_ttl_s * NS_PER_S
+        assert not state.kills.keys() & {"spared", "door"}
+        held = killtable.held(self.kernel, killtable.KILL)  # type: ignore[arg-type]
+        engaged = {name: frozenset(kill.services) for name, kill in state.kills.items()}
+        assert (held.services if held else {}) == engaged
+        assert not held or held.hooked
+        if "release" in self.rails.two_people:
+            self.two_people()
+
+    def two_people(self) -> None:
+        for entry, _ in self.journal.remembered:
+            if entry["do"] == "release":
+                first, granted, second = str(entry["by"]).partition(", granted by ")
+                assert granted, "one person released"
+                assert first != second
+
+
+def session(bytes_: Bytes) -> None:
+    with tempfile.TemporaryDirectory(dir=SCRATCH) as folder:
+        life = Session(folder, pick(bytes_, (*EVERY_RAILS, UNMANAGED)))
+        for _ in range(bytes_.ConsumeIntInRange(1, _MOST_STEPS)):
+            step = bytes_.ConsumeIntInRange(0, 15)
+            if step < 10:
+                life.said(generator.message(bytes_), pick(bytes_, CALLERS))
+            elif step == 10:
+                life.clock.passes(pick(bytes_, (1, 59, 100, 1_000, 4_000)))
+            elif step == 11:
+                life.clock.wall_ns += pick(bytes_, (-(10**13), 10**13))
+            elif step == 12:
+                if bytes_.ConsumeIntInRange(0, 1):
+                    life.clock.reboot()
+                life.restart()
+            elif step == 13:
+                life.authority.tick()
+                life.authority.killswitch.end_due()
+                life.in_force()
+            elif step == 14:
+                life.kernel.lose(pick(bytes_, (TABLE, killtable.KILL, killtable.DRILL)))
+                life.authority.heal()
+                life.in_force()
+            else:
+                life.authority.use(life.rails)
+                life.authority.follow()
+            if not bytes_.remaining_bytes():
+                break
+        life.restart()
+        life.journal.close()
+        assert audit.check(folder).problems == []
+
+
+def damage(bytes_: Bytes) -> None:
+    """Files that were changed behind the enforcer's back: it starts, says so, and lets nothing go."""
+    with tempfile.TemporaryDirectory(dir=SCRATCH) as folder:
+        history, engaged = pick(bytes_, HISTORIES)
+        shutil.copytree(history, folder, dirs_exist_ok=True)
+        names = ("journal", "journal", "head", "engaged")
+        name = pick(bytes_, names)
+        path = Path(folder, name)
+        whole = path.read_bytes()
+        how = bytes_.ConsumeIntInRange(0, 4)
+        if how == 0:
+            path.write_bytes(bytes_.ConsumeBytes(bytes_.ConsumeIntInRange(0, 400)))
+        elif how == 1:
+            path.write_bytes(generator.damaged(bytes_, whole))
+        elif how == 2:
+            path.write_bytes(generator.lines_changed(bytes_, whole))
+        elif how == 3:
+            path.unlink()
+        else:
+            path.write_bytes(whole + _forged(bytes_, whole))
+        changed = not path.exists() or path.read_bytes() != whole
+        clock = Clock()
+        clock.passes(1_000)
+        torn_only = name == "journal" and changed and path.exists() and path.read_bytes().startswith(whole)
+        problems = _problems(folder)
+        assert problems or torn_only or not changed or name == "engaged" or how == 4
+        kernel = KernelDouble()
+        for _ in range(2):
+            journal = Journal(folder, clock)
+            if how != 4:
+                assert engaged <= journal.state.kills.keys()
+            authority = Authority(journal, kernel, clock)  # type: ignore[arg-type]
+            authority.killswitch.restore()
+            authority.use(EVERY_RAILS[0])
+            authority.follow()
+            authority.restore()
+            assert {"ok": True}.items() <= authority.handle({"request": "status"}, CALLERS[1]).items()  # type: ignore[union-attr]
+            journal.append("start")
+            journal.close()
+            assert verify(f"{folder}/journal").intact
+        Journal(folder, clock, read_only=True)
+
+
+def rails(bytes_: Bytes) -> None:
+    """A wrong file is refused with the reason; one that is taken can be put into force."""
+    said = bytes_.ConsumeUnicode(400) if bytes_.ConsumeIntInRange(0, 3) == 0 else generator.rails(bytes_)
+    try:
+        made = parse_rails(said)
+    except ConfigError as error:
+        assert error.message
+        return
+    killtable.render(killtable.KILL, {e.name: e.services for e in made.endpoints}).encode("ascii")
+    killtable.break_glass({e.name: e.services for e in made.endpoints}, "/x").encode("ascii")
+    assert all(len(e.name) <= 64 and e.services for e in made.endpoints)
+    assert made.limits.smallest_prefix_ipv4 >= 24
+    made.never()
+
+
+def answers(bytes_: Bytes) -> None:
+    """The client takes whatever comes as an answer or as an error."""
+    data = bytes_.ConsumeBytes(400) if bytes_.ConsumeIntInRange(0, 3) == 0 else generator.answer(bytes_)
+    if bytes_.ConsumeIntInRange(0, 31) == 0:
+        data = b"[" * 60_000
+    try:
+        assert client.judged(data)["ok"]
+    except EnforcerError as error:
+        str(error)
+    reason = client.plain(bytes_.ConsumeUnicode(600))
+    if reason:
+        assert parse(encode({"request": "unblock", "address": "1", "reason": reason}))["reason"] == reason
+
+
+TARGETS: tuple[Callable[[Bytes], None], ...] = (session, session, session, damage, damage, rails, answers)
+
+
+def run(data: bytes, provider: Callable[[bytes], Bytes] = Provider) -> None:
+    """One execution: the first byte chooses the target."""
+    if data:
+        TARGETS[data[0] % len(TARGETS)](provider(data[1:]))
+
+
+def _problems(folder: str) -> list[str]:
+    try:
+        return audit.check(folder).problems
+    except EnforcerError as error:
+        return [error.message]
+
+
+def _forged(bytes_: Bytes, whole: bytes) -> bytes:
+    """A further entry that is sealed as it must be and says anything."""
+    from gatewatch.daemon.enforcer.chain import seal
+
+    lines = whole.splitlines()
+    try:
+        last = json.loads(lines[-1])
+        entry = {
+            "seq": last["seq"] + 1, "wall": last["wall"], "boot": last["boot"], "boot_id": last["boot_id"],
+            "do": pick(bytes_, ("block", "import", "kill", "grow", "release", "state", "restore", "ask", "x")),
+            "by": "uid 0", "reason": "x", "owner": "operator", "broken": "",
+            "address": generator.text(bytes_, ADDRESSES), "ttl_s": generator.number(bytes_),
+            "endpoints": {generator.text(bytes_, ENDPOINTS): [generator.text(bytes_, generator.SERVICES)]},
+            "blocks": [[generator.text(bytes_, ADDRESSES), generator.number(bytes_), 1, 1, "x", "x", "x", "x", "x"]],
+            "kills": {generator.text(bytes_, ENDPOINTS): [["*:1/tcp"], generator.number(bytes_), "x", "x"]},
+        }  # fmt: skip
+        if not bytes_.ConsumeIntInRange(0, 3):
+            entry[pick(bytes_, tuple(entry))] = generator.value(bytes_, "text", "")
+        return seal(entry, last["hash"])[0]
+    except (ValueError, KeyError, TypeError, IndexError):
+        return b""
+
+
+def _histories() -> list[tuple[str, set[str]]]:
+    """Folders of journals that were written as they should be, and what was engaged at their end."""
+    made = []
+    for number, steps in enumerate(
+        (
+            [("kill", "models")],
+            [
+                ("block", "203.0.113.7"),
+                ("kill", "models"),
+                ("block", "2001:db8:1::/64"),
+                ("release", "models"),
+            ],
+            [
+                ("kill", "models"),
+                ("kill", "mapped"),
+                ("release", "models"),
+                ("block", "203.0.113.8"),
+                ("kill", "models"),
+            ],
+        )
+    ):
+        folder = f"{SCRATCH}/history-{number}"
+        life = Session(folder, EVERY_RAILS[0])
+        for what, whom in steps:
+            field: dict[str, Any] = {"address": whom} if what == "block" else {"endpoints": [whom]}
+            life.said(encode({"request": what, "reason": "test", **field}), CALLERS[1])
+        made.append((folder, set(life.journal.state.kills)))
+        life.journal.close()
+    return made
+
+
+replace_kernel()
+_scratch = tempfile.TemporaryDirectory(
+    prefix="gatewatch-fuzz-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None
+)
+SCRATCH = _scratch.name
+HISTORIES = _histories()
