@@ -32,6 +32,7 @@ _LIMIT_S = 60.0
 _MOST_BUSY_S = 10.0  # fail2ban writes for milliseconds
 _UNKNOWN_BANTIME_S = 600  # what fail2ban itself assumes for -2, a row from before schema 3
 _DEEPEST = 10
+_MOST_NAMED = 3
 _TRUE = ("1", "on", "true", "yes")
 
 # Lengths are bounded by SQLite, so that no row can be larger than this process.
@@ -142,6 +143,7 @@ def _ask(folder: str) -> str | None:
 
 def _read_dump(said: str, folder: str, found: Found) -> None:
     """Each line is a command to the server, as a Python list."""
+    lists = _Lists()
     for line in said.splitlines():
         if not line.startswith("['") or ("ignore" not in line and "config-error" not in line):
             continue
@@ -152,22 +154,33 @@ def _read_dump(said: str, folder: str, found: Found) -> None:
         match command:
             case ["set", str(jail), "addignoreip", *words]:
                 for word in words:
-                    _ignore(word, f"{folder}, jail {jail}", found)
+                    lists.add("ignoreip", str(word), folder, jail)
             case ["set", str(jail), "ignorecommand", str(text)] if text:
-                _ignore_command(text, f"{folder}, jail {jail}", found)
+                lists.add("ignorecommand", text, folder, jail)
             case ["config-error", str(text)]:
                 found.remark(folder, "", f"fail2ban says: {text}")
+    lists.tell(found)
 
 
-def _ignore(word: object, where: str, found: Found) -> None:
-    if isinstance(word, str) and word.startswith("file:"):
-        found.remark(where, word, "a file of addresses: name them in the rails yourself")
-    else:
-        found.ignore(word, where)
+class _Lists:
+    """What jails ignore, with the jails of each: most lists are those of all."""
 
+    def __init__(self) -> None:
+        self._jails: dict[tuple[str, str, str], list[str]] = {}
 
-def _ignore_command(text: str, where: str, found: Found) -> None:
-    found.remark(where, text, "a command decides who is ignored (ignorecommand)")
+    def add(self, option: str, word: str, where: str, jail: str) -> None:
+        self._jails.setdefault((option, word, where), []).append(jail)
+
+    def tell(self, found: Found) -> None:
+        for (option, word, where), jails in self._jails.items():
+            more = f" and {len(jails) - _MOST_NAMED} more" if len(jails) > _MOST_NAMED else ""
+            at = f"{where}, jail{'s' * (len(jails) > 1)} {', '.join(jails[:_MOST_NAMED])}{more}"
+            if option == "ignorecommand":
+                found.remark(at, word, "a command decides who is ignored (ignorecommand)")
+            elif word.startswith("file:"):
+                found.remark(at, word, "a file of addresses: name them in the rails yourself")
+            else:
+                found.ignore(word, at)
 
 
 class _Files:
@@ -277,16 +290,17 @@ def _read_files(folder: Path, found: Found) -> None:
         # A .local that is in the list has its turn there.
         local = path.with_suffix(".local")
         (files.add if local in named else files.add_with_local)(path, found)
+    lists = _Lists()
     for jail in files.sections:
         if jail == "DEFAULT" or _value(files, jail, "enabled", found)[0].lower() not in _TRUE:
             continue
         text, where = _value(files, jail, "ignoreip", found)
-        for word in re.split(r"[ ,\n]+", text):
-            if word:
-                _ignore(word, f"{where}, jail {jail}", found)
+        for word in filter(None, re.split(r"[ ,\n]+", text)):
+            lists.add("ignoreip", word, where, jail)
         text, where = _value(files, jail, "ignorecommand", found)
         if text:
-            _ignore_command(text, f"{where}, jail {jail}", found)
+            lists.add("ignorecommand", text, where, jail)
+    lists.tell(found)
 
 
 def _value(files: _Files, jail: str, option: str, found: Found) -> tuple[str, str]:

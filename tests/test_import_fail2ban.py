@@ -296,6 +296,21 @@ def test_a_remark_names_file_line_and_jail(tmp_path: Path, monkeypatch: pytest.M
     assert found.remarks[0].where == f"{folder}/jail.conf:7, jail a"
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_jails_that_share_a_list_are_named_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    if not asked:
+        monkeypatch.setattr(fail2ban, "_ask", lambda folder: None)
+    elif shutil.which("fail2ban-client") is None:
+        pytest.skip("fail2ban-client is not installed")
+    jails = "".join(f"[{name}]\nenabled = true\n" for name in "abcde")
+    folder = configuration(tmp_path, {"jail.conf": f"[DEFAULT]\nignoreip = 198.51.100.1\n{jails}"})
+    found = Found()
+    fail2ban.read_ignored(folder, found)
+    assert [i.where.partition(", ")[2] for i in found.ignored.values()] == ["jails a, b, c and 2 more"]
+
+
 @given(st.text(max_size=400), st.text(max_size=100))
 def test_any_configuration_is_read_or_remarked_on(tmp_path_factory: Any, text: str, value: str) -> None:
     folder = tmp_path_factory.mktemp("any")
