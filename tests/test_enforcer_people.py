@@ -299,7 +299,7 @@ def test_who_follows_is_told_everything_notable_once_and_in_order(rig: Rig) -> N
     news = rig.enforcer().follow(0)
     first = next(news)
     assert (first["ok"], first["oldest"]) == (True, 1)
-    assert [next(news)["entry"]["do"] for _ in range(2)] == ["start", "block"]
+    assert [next(news)["entry"]["do"] for _ in range(3)] == ["rails", "start", "block"]
     rig.ask_as(
         ANALYSER_UID,
         {"request": "block", "address": "203.0.113.68", "ttl_s": 60, "reason": "its own"},

@@ -143,7 +143,7 @@ def test_connection_tracking_forgets_what_is_cut_off(rig: Rig) -> None:
         rig.connect(OTHER, CLIENT.v6, 5),
     ):
         assert tracked() == {FRONT: {CLIENT.v4}, OTHER: {CLIENT.v4, CLIENT.v6, ATTACKER}}
-        rig.command("engage", "--endpoint", "models", "--reason", "test")
+        rig.command("engage", "--endpoint", "models", "--reason", "test", "--no-probe")
         assert tracked() == {OTHER: {CLIENT.v4, CLIENT.v6, ATTACKER}}
         rig.enforcer().block(ATTACKER, ttl_s=60, reason="test")
         assert tracked() == {OTHER: {CLIENT.v4, CLIENT.v6}}
@@ -224,7 +224,7 @@ def test_engaging_again_changes_nothing_and_keeps_who_was_first(rig: Rig) -> Non
     assert code == 0
     assert receipt["already"] == ["models"]
     assert receipt["reason"] == "first"
-    assert [e["do"] for e in rig.journal()] == ["start", "kill", "proof", "proof"]
+    assert [e["do"] for e in rig.journal()] == ["rails", "start", "kill", "proof", "proof"]
 
 
 @pytest.mark.lab

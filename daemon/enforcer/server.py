@@ -36,6 +36,7 @@ _FINISH_S = 0.05  # what nobody waits for is done when nobody asks, but no later
 _SAMPLE_S = 0.1  # while a drill runs
 _NEVER = float("inf")
 _MOST_CLIENTS = 64
+_MOST_WAITING = 64
 _MOST_OF_ONE = 16  # connections of one user, so that no one keeps the others out
 _SO_PEERGROUPS = 59  # asm-generic/socket.h
 
@@ -151,15 +152,20 @@ class Server:
             listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
             listener.bind(path)
             os.chmod(path, 0o666)
-            listener.listen(_MOST_CLIENTS)
+            listener.listen(_MOST_WAITING)
         listener.setblocking(False)
         return listener
 
     def _accept(self, listener: socket.socket) -> None:
-        try:
-            client, _ = listener.accept()
-        except OSError:
-            return
+        """Let in whoever waits, many at a time: who knocks without end does not keep the others waiting."""
+        for _ in range(_MOST_WAITING):
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            self._let_in(client)
+
+    def _let_in(self, client: socket.socket) -> None:
         client.setblocking(False)
         try:
             caller = self._caller(client)
