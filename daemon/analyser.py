@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -35,6 +36,7 @@ from .news import News
 from .parts import Parts
 from .response import Responder
 from .sinks.outbox import OutboxServer
+from .standing import standing_of
 from .store import Store
 
 PACKETS_A_TURN = 16_384
@@ -58,8 +60,9 @@ class Analyser:
         self._detection = self._make_detection()
         self._correlator = build_correlator(parts.config, parts.rails)
         self._correlator.recall = self._recall
+        self._engine = Engine(parts.playbooks)
         self._responder = Responder(
-            Engine(parts.playbooks),
+            self._engine,
             self.store,
             EnforcerLink(socket_path(parts.state)) if parts.enforces else None,
             mode="enforce" if parts.mode == "enforce" else "observe",
@@ -437,8 +440,10 @@ class Analyser:
         }
 
     def _command(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Answers the command line: `acknowledge`, `close`, `health`."""
+        """Answers the command line: `acknowledge`, `close`, `health`, `standing`."""
         match request.get("do"):
+            case "standing":
+                return self._standing(request)
             case "health":
                 return {"ok": True, **self.health()}
             case "acknowledge" | "close" as what:
@@ -459,6 +464,22 @@ class Analyser:
                 return {"ok": True, "incident": incident, "status": status}
             case other:
                 return {"ok": False, "error": f"unknown request {json.dumps(other)[:80]}"}
+
+    def _standing(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        incidents = request.get("incidents")
+        try:
+            found = standing_of(
+                str(request.get("network"))[:64],
+                map(str, incidents) if isinstance(incidents, list) else (),
+                time.time_ns(),
+                parts=self.parts,
+                detection=self._detection,
+                store=self.store,
+                engine=self._engine,
+            )
+        except (ValueError, sqlite3.Error) as error:
+            return {"ok": False, "error": str(error)}
+        return {"ok": True, "standing": [s._asdict() for s in found]}
 
 
 async def _receive(control: socket.socket) -> tuple[bytes, list[int]]:

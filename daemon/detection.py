@@ -16,6 +16,7 @@ import numpy as np
 from ..detectors.finding import Finding
 from ..detectors.network.allowlist import AllowRule
 from ..detectors.registry import FLOW_DETECTORS, login_detectors, network_detectors
+from ..detectors.standing import Standing
 from .collectors.flows import FlowTable
 from .events import NS_PER_S, AuthBatch, Direction, FlowBatch, FlowState, address_columns
 from .incidents import CRITICALITY
@@ -113,6 +114,24 @@ class Detection:
         else:
             seen = self._handshakes.get(key, 0)
         return bool(seen) and now_ns - seen <= int(self._settings.handshake_s * NS_PER_S)
+
+    def standing(self, network: str, now_ns: int, *, packets: bool) -> list[Standing]:
+        """How near the detectors are to raising an address, or the IPv6 network that is judged in its place.
+
+        `packets`: whether packets are watched; else the detectors of flows know nothing. Changes nothing. Raises
+        ValueError where `network` is none, or wider than what is judged as one.
+        """
+        address, _, length = network.partition("/")
+        family, high, low = address_columns(address)
+        judged = 32 if family == 4 else 64
+        if not family or (length and not (length.isdecimal() and judged <= int(length) <= 128)):
+            raise ValueError(f"{network}: detectors judge each IPv4 address and each IPv6 /64 by itself")
+        found = self._login.standing(family, high, low, now_ns)
+        if packets:
+            found += self._network.standing(family, high, low, now_ns)
+        off = self._settings.disabled
+        found = [s for s in found if s.detector not in off]
+        return found + [Standing(name, "off: what it finds is dropped") for name in sorted(off)]
 
     def _remember_handshakes(self, batch: FlowBatch) -> None:
         inward = (batch.direction == Direction.INGRESS) | (batch.direction == Direction.LOCAL)

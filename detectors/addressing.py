@@ -4,6 +4,7 @@ the key can choose addresses that fall into one bucket."""
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,10 @@ class NetworkKeys:
             high = np.where(six, (address[:, 0] & self._mask6_high) ^ self._high, np.uint64(0))
             mixed = np.where(six, _scramble(mixed * _ODD + high), mixed)
         return np.where(family == 0, np.uint64(0), np.maximum(mixed, np.uint64(1)))
+
+    def key(self, family: int, high: int, low: int) -> Any:
+        """The same of one address, as `numpy.uint64`."""
+        return self.keys(np.array([[high, low]], np.uint64), np.array([family], np.uint8))[0]
 
     def text(self, family: int, high: int, low: int) -> str:
         """The network that an address belongs to: `203.0.113.7`, `2001:db8::/64`; `""` for family 0."""

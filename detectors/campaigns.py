@@ -205,6 +205,14 @@ class Campaigns:
             (first, second), distinct, read.items, read.names, read.lines,
         )  # fmt: skip
 
+    def attempts(self, key: U64, now_ns: int) -> int | None:
+        """Attempts of the campaign of this key that is open at that time; None where none is. Changes nothing."""
+        row = self._table.row(key)
+        if row is None or row[2] == 0 or now_ns - row[1] > self._gap_ns:
+            return None
+        record = self._records[row[2] % len(self._records)]
+        return int(record[5]) if record[0] == row[2] else None
+
     def save(self) -> dict[str, Any]:
         used = np.flatnonzero(self._records[:, 0])
         named = np.flatnonzero(self._names.keys)

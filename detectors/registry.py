@@ -15,6 +15,7 @@ from .login.compromise import Compromise
 from .login.password_spray import PasswordSpray
 from .network.allowlist import AllowList, AllowRule
 from .network.port_scan import PortScan
+from .standing import Standing
 
 Options = Mapping[str, Mapping[str, Any]]
 
@@ -65,6 +66,17 @@ class LoginDetection:
         found += self._detectors["compromise"].update(attempts, (guessing, spraying))
         return _in_order(found)
 
+    def standing(self, family: int, high: int, low: int, now_ns: int) -> list[Standing]:
+        """What keeps the source that an address belongs to from being raised. Changes nothing."""
+        source, credit, found = self._stage.standing(family, high, low, now_ns)
+        convicted = False
+        for name in ("brute_force", "password_spray"):
+            said = self._detectors[name].standing(source, credit, now_ns)
+            convicted |= any(s.threshold is None for s in said)
+            found += said
+        found += self._detectors["compromise"].standing(convicted)
+        return found
+
     def save(self) -> dict[str, Any]:
         return {"stage": self._stage.save(), **_saved(self._detectors)}
 
@@ -93,6 +105,14 @@ class NetworkDetection:
     def update(self, batch: FlowBatch) -> list[Finding]:
         """Findings new or grown, in the order of the rows that raised them."""
         return _in_order([f for detector in self._detectors.values() for f in detector.update(batch)])
+
+    def standing(self, family: int, high: int, low: int, now_ns: int) -> list[Standing]:
+        """What keeps an address, as the source or the far end of flows, from being raised. Changes nothing."""
+        found: list[Standing] = []
+        for detector in self._detectors.values():
+            when = () if isinstance(detector, AllowList) else (now_ns,)
+            found += detector.standing(family, high, low, *when)
+        return found
 
     def save(self) -> dict[str, Any]:
         return _saved(self._detectors)

@@ -37,6 +37,15 @@ class Table:
         homes: I64 = ((keys & self._buckets) * np.uint64(_WAYS)).astype(np.int64)
         return homes
 
+    def row(self, key: U64) -> list[int] | None:
+        """What is held of one key, as it was left; None where it is not there. Changes nothing."""
+        home = int((key & self._buckets) * np.uint64(_WAYS))
+        for at in range(home, home + _WAYS):
+            if key and self.keys[at] == key.view(np.int64):
+                found: list[int] = self.rows[at].tolist()
+                return found
+        return None
+
     def save(self) -> dict[str, Any]:
         used = np.flatnonzero(self.keys)
         return {"capacity": self.capacity, "at": used, "keys": self.keys[used], "rows": self.rows[used]}
@@ -76,6 +85,20 @@ class WindowCounter:
             table.keys, table.rows, counts,
         )  # fmt: skip
         return counts
+
+    def sums(self, key: U64, now_ns: int) -> list[int]:
+        """What `update` would give for an event of weight 0 at that time, without noting that there was one."""
+        row = self._table.row(key)
+        if row is None:
+            return [0] * len(self._scales)
+        now = max(now_ns, row[1])
+        found, first = [], 2 + 3 * len(self._scales)
+        for number, (cell_ns, cells) in enumerate(self._scales.tolist()):
+            start, place, total = row[2 + 3 * number : 5 + 3 * number]
+            gone = min(now // cell_ns - start // cell_ns, cells)
+            found.append(total - sum(row[first + (place + 1 + step) % cells] for step in range(gone)))
+            first += cells
+        return found
 
     def save(self) -> dict[str, Any]:
         return self._table.save()
@@ -117,6 +140,30 @@ class DistinctCounter:
             self._few, self._alike, table.grace_ns, table.keys, table.rows, counts,
         )  # fmt: skip
         return counts
+
+    def counts(self, key: U64, now_ns: int) -> tuple[list[int], dict[int, list[int]]]:
+        """The numbers for each window that `update` would give for an event that only asks at that time, without
+        noting that there was one; and the same for each group of items alike, by their last 16 bits.
+        """
+        windows: list[int] = self._windows.tolist()
+        total, row = [0] * len(windows), self._table.row(key)
+        groups: dict[int, list[int]] = {}
+        if row is None:
+            return total, groups
+        now, most = max(now_ns, row[1]), (len(row) - 4) // 3
+        for at in range(4, 4 + row[2]):
+            item, age, mark = row[at], now - row[at + most], row[at + 2 * most]
+            if mark & 2:
+                change = [-(age < window) for window in windows]
+            elif mark >> 2 > self._few:
+                continue
+            else:
+                # A lesser one counts in the first window only.
+                change = [int(age < window and (n == 0 or not mark & 1)) for n, window in enumerate(windows)]
+            group = groups.setdefault(item & 0xFFFF, [0] * len(windows))
+            for counted in (total, group):
+                counted[:] = [a + b for a, b in zip(counted, change, strict=True)]
+        return total, groups
 
     def save(self) -> dict[str, Any]:
         return self._table.save()
@@ -203,6 +250,22 @@ class History:
             self._sources.keys, self._sources.rows, out,
         )  # fmt: skip
         return out
+
+    def credit(self, source: U64, now_ns: int) -> int:
+        """How many users give this source credit at that time. Changes nothing."""
+        row = self._sources.row(source)
+        _, _, settle_ns, _, memory_ns = self._options
+        if row is None or now_ns - row[1] > memory_ns:
+            return 0
+        _, last, settled, fresh, cell = row
+        if max(now_ns, last) // settle_ns > cell:
+            return settled + fresh
+        return settled + (fresh if fresh >= 3 else 0)
+
+    @property
+    def tolerance(self) -> int:
+        """Failures in a row of a user who had succeeded from there, from which on they weigh."""
+        return self._options[0]
 
     def save(self) -> dict[str, Any]:
         return {"pairs": self._pairs.save(), "sources": self._sources.save()}

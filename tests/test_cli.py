@@ -374,7 +374,7 @@ def test_explain_says_what_could_not_be_asked(configured: Path, capsys) -> None:
     found = json.loads(capsys.readouterr().out)
     assert found["subject"] == "192.0.2.1"
     assert found["blocked"] is None
-    assert len(found["unknown"]) == 2
+    assert len(found["unknown"]) == 3
 
 
 @given(st.text())

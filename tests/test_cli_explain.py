@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,12 @@ from typing import Any
 import pytest
 from enforcer_rig import Rig
 from gatewatch.daemon.cli import main
-from gatewatch.daemon.cli.explain import as_text, concerns, network_in
+from gatewatch.daemon.cli.explain import as_text, concerns, nearest, network_in
+from gatewatch.daemon.control import ask
+from gatewatch.daemon.errors import GatewatchError
 from gatewatch.daemon.store import Store
 from lab.lab import HOSTS, Lab, unmet
+from test_analyser import Running, append, until
 
 INCIDENT = {
     "id": "0123456789abcdef",
@@ -56,7 +61,12 @@ def test_what_an_address_did_is_shown_though_no_enforcer_answers(tmp_path: Path,
     assert [i["id"] for i in found["incidents"]] == [INCIDENT["id"]]
     assert [a["state"] for a in found["actions"]] == ["would"]
     assert found["actions"][0]["time"] == "2001-09-09T01:46:40Z"
-    assert len(found["unknown"]) == 1
+    assert [text.partition(":")[0] for text in found["unknown"]] == [
+        "whether it is blocked",
+        "which threshold keeps it free",
+    ]
+    assert (found["standing"], main(["explain", "198.51.100.7", "--state", str(tmp_path)])) == ([], 1)
+    assert "not known: which threshold keeps it free" in capsys.readouterr().out
     assert explained("198.51.100.8", tmp_path, capsys)["incidents"] == []
     assert len(explained("2001:db8:9::5", tmp_path, capsys)["incidents"]) == 1
 
@@ -77,6 +87,82 @@ def test_targets_count_as_well_as_sources() -> None:
 
 
 @pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    made = Running(tmp_path / "state", tmp_path / "auth.log")
+    made.log.touch()
+    made.start()
+    yield made
+    made.end(signal.SIGTERM)
+
+
+def test_the_running_analyser_says_which_threshold_keeps_an_address_free(running: Running, capsys) -> None:
+    moment = time.strftime("%b %e %H:%M:%S", time.localtime())
+    line = f"{moment} gw sshd[{{}}]: Failed password for root from 203.0.113.7 port 4711 ssh2\n"
+    append(running.log, "".join(line.format(n) for n in range(4)).encode(), 1)
+    until(lambda: running.lines() == 4, "four lines taken")
+    found = explained("203.0.113.7", running.state, capsys)
+    guessing = [s for s in found["standing"] if s["detector"] == "brute_force"]
+    assert [(s["scale"], s["figure"], s["threshold"]) for s in guessing] == [
+        ("5m", 4, 10), ("1h", 4, 10), ("1d", 4, 15),
+    ]  # fmt: skip
+    assert guessing[0]["unit"] == "failed attempts"
+    assert guessing[0]["text"] == "4 failed attempts in 5m, 10 are needed"
+    assert {"mode", "packets", "compromise", "password_spray"} < {s["detector"] for s in found["standing"]}
+    assert [text.partition(":")[0] for text in found["unknown"]] == ["whether it is blocked"]
+
+    main(["explain", "203.0.113.7", "--state", str(running.state)])
+    text = capsys.readouterr().out
+    assert "    brute_force: 4 failed attempts in 5m, 10 are needed\n" in text
+    assert text.count("brute_force") == 1
+    assert "    mode: observe mode: nothing is blocked, whatever is found\n" in text
+
+    # Asking left no trace: the tenth failure raises it, and no other.
+    append(running.log, "".join(line.format(n) for n in range(4, 9)).encode(), 1)
+    until(lambda: running.lines() == 9, "nine lines taken")
+    assert explained("203.0.113.7", running.state, capsys)["incidents"] == []
+    append(running.log, line.format(9).encode(), 1)
+    until(lambda: explained("203.0.113.7", running.state, capsys)["incidents"], "an incident")
+    assert "brute_force: raised, with 10 failed attempts" in "\n".join(
+        as_text(explained("203.0.113.7", running.state, capsys))
+    )
+
+
+def test_a_network_that_is_not_judged_as_one_is_told_so(running: Running, capsys) -> None:
+    found = explained("203.0.113.0/24", running.state, capsys)
+    assert "by itself" in found["standing"][0]["text"]
+    assert len(found["unknown"]) == 1
+    assert "by itself" in "\n".join(as_text(found))
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        {"network": "203.0.113.0/24"},
+        {"network": "root"},
+        {"network": 7},
+        {"network": ["203.0.113.7"]},
+        {"network": "203.0.113.7" + "\ud800" * 100},
+    ],
+)
+def test_a_request_that_names_no_address_harms_nothing(running: Running, request_: dict[str, Any]) -> None:
+    with pytest.raises(GatewatchError):
+        ask(running.commands, {"do": "standing", **request_})
+    with pytest.raises(GatewatchError):
+        ask(running.commands, {"do": "standing", "network": "203.0.113.7", "incidents": ["\ud800"]})
+    for incidents in (None, 7, [7, None, {}, "", "%"], ["x"] * 5000):
+        answer = ask(running.commands, {"do": "standing", "network": "203.0.113.7", "incidents": incidents})
+        assert answer["standing"]
+
+
+def test_of_several_scales_the_nearest_to_its_threshold_is_shown() -> None:
+    item = {"detector": "a", "text": "", "scale": "", "figure": 3, "threshold": 10, "unit": "x"}
+    far, near, other = item, item | {"figure": 4}, item | {"unit": "y", "figure": 1}
+    words = item | {"figure": None, "threshold": None}
+    assert nearest([far, near, other, words, words]) == [near, other, words, words]
+
+
+@pytest.fixture
 def rig() -> Iterator[Rig]:
     why = unmet()
     if why:
@@ -94,6 +180,7 @@ def test_an_address_is_explained_with_its_block_and_the_rail_that_protects_it(ri
     found = explained(attacker, rig.state, capsys)
     (entry,) = found["blocked"]
     assert (entry["address"], entry["reason"], found["unknown"]) == (attacker, "a test", [])
+    assert found["standing"] == []
     assert entry["until"] > entry["since"]
     assert found["kill_switch"] == []
     assert f"{attacker}: blocked until {entry['until']}" in as_text(found)[0]
@@ -106,7 +193,7 @@ def test_an_address_is_explained_with_its_block_and_the_rail_that_protects_it(ri
     management = explained(HOSTS["management"].v4, rig.state, capsys)
     assert management["would_refuse"]["rail"] == "management"
     assert explained("0.0.0.0/0", rig.state, capsys)["would_refuse"]["rail"]
-    assert main(["explain", "10.9.9.9", *words]) == 0
+    assert main(["explain", "10.9.9.9", *words]) == 1  # there is no analyser here
     assert "10.9.9.9: not blocked" in capsys.readouterr().out
 
     code, _ = rig.command("engage", "--endpoint", "models", "--reason", "a test")

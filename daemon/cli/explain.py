@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 MOST_INCIDENTS = 100_000
 MOST_SHOWN = 10
+JUDGED = {4: 32, 6: 64}
+"""Prefix lengths of what detectors judge as one."""
 
 
 def register(app: typer.Typer) -> None:
@@ -32,9 +34,11 @@ def explain(
     state: StateOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Say whether an address is blocked, by what and until when, which rail protects it, and what it did.
+    """Say whether an address is blocked, by what and until when, which rail or threshold keeps it free, and what it
+    did.
 
-    Exit code 1 where the enforcer or the store could not be asked; what is known is shown all the same.
+    Exit code 1 where the enforcer, the analyser or the store could not be asked; what is known is shown all the
+    same.
     """
     found = gathered(subject, load_config(config, state))
     if json:
@@ -56,6 +60,7 @@ def gathered(subject: str, config: Config) -> dict[str, Any]:
         "would_refuse": None,
         "incidents": [],
         "actions": [],
+        "standing": [],
         "unknown": [],
     }
     if network is not None:
@@ -64,6 +69,8 @@ def gathered(subject: str, config: Config) -> dict[str, Any]:
     else:
         found["blocked"] = []
     _read_store(found, network, config)
+    if network is not None and not found["blocked"]:
+        _ask_analyser(found, network, config)
     return found
 
 
@@ -133,6 +140,39 @@ def _read_store(found: dict[str, Any], network: IPNetwork | None, config: Config
         store.close()
 
 
+def _ask_analyser(found: dict[str, Any], network: IPNetwork, config: Config) -> None:
+    """What keeps it free: figures against thresholds, and what stands between an incident and a block."""
+    from ..control import ask
+    from ..errors import GatewatchError
+
+    if network.prefixlen < JUDGED[network.version]:
+        text = "detectors judge each IPv4 address and each IPv6 /64 by itself: ask for one of them"
+        found["standing"] = [
+            {"detector": "", "text": text, "scale": "", "figure": None, "threshold": None, "unit": ""}
+        ]
+        return
+    shown = [incident["id"] for incident in found["incidents"][:MOST_SHOWN]]
+    request = {"do": "standing", "network": found["subject"], "incidents": shown}
+    try:
+        found["standing"] = ask(config.state_folder() / "run" / "analyser.sock", request)["standing"]
+    except GatewatchError as error:
+        found["unknown"].append(f"which threshold keeps it free: {error}")
+
+
+def nearest(standing: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each detector's figures in one unit at several scales the one that is nearest to its threshold."""
+    best: dict[tuple[str, str], dict[str, Any]] = {}
+    for number, item in enumerate(standing):
+        counted = item["figure"] is not None and item["threshold"]
+        key = item["detector"], item["unit"] if counted else str(number)
+        if (
+            key not in best
+            or item["figure"] / item["threshold"] > best[key]["figure"] / best[key]["threshold"]
+        ):
+            best[key] = item
+    return list(best.values())
+
+
 def targets(network: IPNetwork | None) -> list[str]:
     """What an action may name that reaches an address: itself, and the networks around it that can be blocked."""
     from ..enforcer.rails import PREFIXES
@@ -168,6 +208,12 @@ def as_text(found: dict[str, Any]) -> list[str]:
         lines.append(f"  to end it: gatewatch unblock ip {entry['address']} --reason TEXT")
     if found["type"] == "address" and found["blocked"] == []:
         lines.append(f"{subject}: not blocked")
+    if found["standing"]:
+        lines.append("  what keeps it free:")
+        lines += [
+            f"    {item['detector']}{': ' * bool(item['detector'])}{item['text']}"
+            for item in nearest(found["standing"])
+        ]
     if found["would_refuse"]:
         lines.append(f"  a block would be refused: {found['would_refuse']['reason']}")
     if found.get("kill_switch"):

@@ -15,6 +15,7 @@ from ...daemon.events import AUTH_TEXTS, I32, I64, U64, AuthBatch, Bool, Outcome
 from ..addressing import NetworkKeys, join_keys
 from ..campaigns import ASK, MOST_WEIGHT, marks
 from ..finding import finding_id
+from ..standing import Standing
 from ..tables import REFUSED_KEY, History, Sessions
 
 _EARLIEST_NS, _LATEST_NS = 10**17, 1 << 62  # 1973 to 2116: what tables can hold
@@ -145,6 +146,15 @@ class AttemptStage:
             marked=np.where(success, ASK, marks(batch.line[row], provenance, proven, failures)),
             spans=spans,
         )
+
+    def standing(self, family: int, high: int, low: int, now_ns: int) -> tuple[U64, int, list[Standing]]:
+        """Of one address: the key of its source, its users of credit, and what they mean. Changes nothing."""
+        source: U64 = self._networks.key(family, high, low)
+        credit = self._history.credit(source, now_ns)
+        if not credit:
+            return source, 0, []
+        text = f"{_baseline(credit)}; failures of a user who has count from {self._history.tolerance} in a row on"
+        return source, credit, [Standing("credit", text, figure=credit, unit="users")]
 
     def save(self) -> dict[str, Any]:
         return {"sessions": self._sessions.save(), "history": self._history.save()}

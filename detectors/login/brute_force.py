@@ -6,13 +6,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...daemon.events import NS_PER_S
+from ...daemon.events import I64, NS_PER_S, U64
 from ..campaigns import Campaigns, Followed, Record
 from ..finding import EntityType, Finding, Kind
+from ..standing import Standing, counted
 from ..tables import NS_PER_DAY, WindowCounter
 from .attempts import Attempts
 from .evidence import shortest_over, source_finding
 
+_UNIT = "failed attempts"
 _CELLS = {300: 10, 3600: 12, 86400: 24}
 
 
@@ -48,7 +50,7 @@ class BruteForce:
     def follow(self, attempts: Attempts) -> tuple[Followed, list[Finding]]:
         """What each attempt belongs to (successes are told the campaign that is open), and the findings."""
         credit = attempts.credit
-        allowance = (credit > 0) * (self._credit_failures + np.clip(credit - 10, 0, 100))
+        allowance = self._allowance(credit)
         counts = self._counter.update(attempts.source, attempts.time_ns, attempts.weight)
         scale, over = shortest_over(counts, [limit + allowance for limit in self._limits])
         # The allowance is for many people's slips. Nobody slips so often with one name.
@@ -82,6 +84,21 @@ class BruteForce:
             }
 
         return followed, [self._finding(*grown) for grown in self._campaigns.grown(followed, story_of)]
+
+    def _allowance(self, credit: I64) -> I64:
+        more: I64 = (credit > 0) * (self._credit_failures + np.clip(credit - 10, 0, 100))
+        return more
+
+    def standing(self, source: U64, credit: int, now_ns: int) -> list[Standing]:
+        """How near the source is to being raised."""
+        raised = self._campaigns.attempts(source, now_ns)
+        if raised is not None:
+            return [Standing(self.name, f"raised, with {raised} failed attempts", figure=raised, unit=_UNIT)]
+        allowance = int(self._allowance(np.array([credit]))[0])
+        sums = self._counter.sums(source, now_ns)
+        limits = [limit + allowance for limit in self._limits]
+        more = f" ({allowance} more for its credit)" if allowance else ""
+        return counted(self.name, _UNIT, zip(self._windows_s, sums, limits, strict=True), more)
 
     def update(self, attempts: Attempts) -> list[Finding]:
         return self.follow(attempts)[1]

@@ -10,6 +10,7 @@ import numpy as np
 from ...daemon.events import I64, NS_PER_S, Bool
 from ..campaigns import OPENED, Campaigns, Followed, Record, marks
 from ..finding import EntityType, Finding, Kind
+from ..standing import Standing
 from ..tables import NS_PER_DAY
 from .attempts import Attempts
 
@@ -153,6 +154,12 @@ class Compromise:
             provenance=record.provenance,
             blockable=(source,) if record.blockable else (),
         )
+
+    def standing(self, convicted: bool) -> list[Standing]:
+        """What a login from a source would be, which a detector has raised for guessing or has not."""
+        text = "a login from there is an incident only while it is raised for guessing passwords"
+        said = f"{text}; it is" if convicted else f"{text}; it is not"
+        return [Standing(self.name, said, figure=int(convicted), threshold=1, unit="convictions")]
 
     def save(self) -> dict[str, Any]:
         return {"campaigns": self._campaigns.save(), "early": self._early.save()}

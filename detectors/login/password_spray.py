@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...daemon.events import NS_PER_S
+from ...daemon.events import I64, NS_PER_S, U64
 from ..campaigns import Campaigns, Followed, Record
 from ..finding import EntityType, Finding, Kind
+from ..standing import Standing, counted
 from ..tables import NS_PER_DAY, DistinctCounter
 from .attempts import Attempts
 from .evidence import shortest_over, source_finding
@@ -34,7 +35,7 @@ class PasswordSpray:
     def __init__(self, users: int = 8, tries: int = 3, credit_users: int = 8, sources: int = 8192) -> None:
         self._windows_s = (600, 3600, 86400)
         self._look_back_ns = np.array(self._windows_s, np.int64) * NS_PER_S
-        self._users, self._credit_users = users, credit_users
+        self._users, self._tries, self._credit_users = users, tries, credit_users
         self._counter = DistinctCounter(
             sources, users + credit_users + _MOST_ALLOWED, tuple(s * NS_PER_S for s in self._windows_s), tries
         )
@@ -50,9 +51,7 @@ class PasswordSpray:
         )
         change = np.where(attempts.user == 0, DistinctCounter.ASK, change).astype(np.int8)
         counts = self._counter.update(attempts.source, attempts.user, attempts.time_ns, change)
-        limit = self._users + (credit > 0) * (
-            self._credit_users + np.clip((credit - 10) // 8, 0, _MOST_ALLOWED)
-        )
+        limit = self._users + self._allowance(credit)
         scale, over = shortest_over(counts, [limit] * len(self._windows_s))
         followed = self._campaigns.update(
             attempts.source,
@@ -76,6 +75,23 @@ class PasswordSpray:
             }
 
         return followed, [self._finding(*grown) for grown in self._campaigns.grown(followed, story_of)]
+
+    def _allowance(self, credit: I64) -> I64:
+        more: I64 = (credit > 0) * (self._credit_users + np.clip((credit - 10) // 8, 0, _MOST_ALLOWED))
+        return more
+
+    def standing(self, source: U64, credit: int, now_ns: int) -> list[Standing]:
+        """How near the source is to being raised."""
+        raised = self._campaigns.attempts(source, now_ns)
+        if raised is not None:
+            text = f"raised, with {raised} failed attempts"
+            return [Standing(self.name, text, figure=raised, unit="failed attempts")]
+        allowance = int(self._allowance(np.array([credit]))[0])
+        users, _ = self._counter.counts(source, now_ns)
+        more = f" ({allowance} more for its credit)" if allowance else ""
+        figures = ((s, n, self._users + allowance) for s, n in zip(self._windows_s, users, strict=True))
+        unit = f"users with 1 to {self._tries} failures and no success since"
+        return counted(self.name, unit, figures, more)
 
     def update(self, attempts: Attempts) -> list[Finding]:
         return self.follow(attempts)[1]

@@ -13,10 +13,16 @@ from ...daemon.events import U8, U16, U64, Bool, Direction, FlowBatch, FlowState
 from ..addressing import NetworkKeys, join_keys
 from ..campaigns import Campaigns, Record, marks
 from ..finding import EntityType, Finding, Kind, finding_id
+from ..standing import Standing
 from ..tables import NS_PER_DAY, FlowGrowth
 from .addresses import end_text, on_link, pack_ends, protocol_number, unpack_end
 
 _LARGE_UPLOAD = 1_000_000
+
+
+def _said(rule: AllowRule) -> str:
+    ports = ", ".join(str(p) if isinstance(p, int) else f"{p[0]}-{p[1]}" for p in rule.ports)
+    return f"{' '.join(rule.protocols) or 'any protocol'}, {f'port {ports}' if ports else 'any port'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,17 @@ class AllowTable:
                 hit |= (of == version) & (low & mask_low == net_low) & (high & mask_high == net_high)
             allowed[open_] = hit
         return allowed
+
+    def naming(self, family: int, high: int, low: int) -> list[int]:
+        """The rules by number whose networks hold the address, whatever their ports and protocols."""
+        return [
+            number
+            for number, (networks, _, _) in enumerate(self._rules)
+            if any(
+                version == family and high & int(mask_high) == net_high and low & int(mask_low) == net_low
+                for version, mask_high, mask_low, net_high, net_low in networks
+            )
+        ]
 
 
 def _compiled(
@@ -95,6 +112,7 @@ class AllowList:
             "off_allowlist_egress" if direction == Direction.EGRESS else "off_allowlist_ingress"
         )
         self.name = f"allowlist_{direction.name.lower()}"
+        self._rules = tuple(rules)
         self._table = AllowTable(rules)
         self._networks = NetworkKeys(hash_key)
         self._addresses = NetworkKeys(hash_key, prefix6=128)
@@ -155,6 +173,20 @@ class AllowList:
             }
 
         return [self._finding(*campaign) for campaign in self._campaigns.grown(followed, story_of)]
+
+    def standing(self, family: int, high: int, low: int) -> list[Standing]:
+        """Which rules are for the address as far end of a flow; without one, any flow is raised."""
+        way = "to" if self._direction == Direction.EGRESS else "from"
+        end = np.array([[high, low]], np.uint64)
+        if on_link(end, np.array([family], np.uint8))[0]:
+            return [Standing(self.name, "of a scope that no router passes on: no matter of the allow-list")]
+        found = [_said(self._rules[number]) for number in self._table.naming(family, high, low)]
+        text = (
+            f"rules allow flows {way} it: {'; '.join(found)}"
+            if found
+            else f"any flow {way} it would be raised"
+        )
+        return [Standing(self.name, text, figure=len(found), unit="rules")]
 
     def _finding(self, record: Record, story: dict[str, Any]) -> Finding:
         egress, by_endpoint = self._direction == Direction.EGRESS, story["by_endpoint"]

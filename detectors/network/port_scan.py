@@ -11,6 +11,7 @@ from ...daemon.events import NS_PER_S, Direction, FlowBatch, FlowState
 from ..addressing import NetworkKeys, join_keys
 from ..campaigns import Campaigns, Record, marks
 from ..finding import EntityType, Finding, Kind, finding_id
+from ..standing import Standing, counted
 from ..tables import DistinctCounter
 from .addresses import end_text, pack_ends, unpack_end
 
@@ -99,6 +100,32 @@ class PortScan:
 
             found += [self._finding(*campaign) for campaign in campaigns.grown(followed, story_of)]
         return found
+
+    def standing(self, family: int, high: int, low: int, now_ns: int) -> list[Standing]:
+        """How near the source is to being raised, for a scan and for a sweep of the port that it tried most."""
+        source = self._networks.key(family, high, low)
+        total, by_port = self._counter.counts(source, now_ns)
+        port, swept = max(by_port.items(), key=lambda group: self._nearness(group[1]), default=(0, [0, 0]))
+        key = join_keys(np.array([source]), np.array([port], np.uint64))[0]
+        found = []
+        for what, raised, counts in (
+            ("targets", self._scanning.attempts(source, now_ns), total),
+            (f"addresses at port {port}" if by_port else "addresses at one port",
+             self._sweeping.attempts(key, now_ns), swept),
+        ):  # fmt: skip
+            if raised is not None:
+                text = f"raised, with {raised} connections tried at {what}"
+                found.append(Standing(self.name, text, figure=raised, unit=what))
+                continue
+            hard, any_ = max(0, counts[1]), max(0, counts[0])
+            figure = (hard, self._targets) if 3 * hard >= any_ else (any_, 3 * self._targets)
+            unit = f"{what} {'without a completed handshake' if 3 * hard >= any_ else 'that did not answer'}"
+            found += counted(self.name, unit, [(self._window_ns // NS_PER_S, *figure)])
+        return found
+
+    def _nearness(self, counts: list[int]) -> int:
+        """In thirds of a target; at the threshold it is three times as many as the targets."""
+        return max(3 * counts[1], counts[0])
 
     def _over(self, counts: Any) -> Any:
         return (counts[:, 1] >= self._targets) | (counts[:, 0] >= 3 * self._targets)

@@ -1,0 +1,96 @@
+"""What keeps an address free, as the running analyser knows it: for `gatewatch explain`.
+
+It reads the state that there is and changes nothing: asking about an address must not bring it nearer to a block,
+nor take anything from its memory.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..detectors.standing import Standing
+from ..playbooks.engine import Engine, block_target, mismatch
+from ..playbooks.schema import BlockSource, Playbook
+from .assembly import trusted_proxies
+from .detection import Detection
+from .parts import Parts
+from .store import Store
+
+MOST_INCIDENTS = 10
+
+
+def standing_of(
+    network: str,
+    incidents: Iterable[str],
+    now_ns: int,
+    *,
+    parts: Parts,
+    detection: Detection,
+    store: Store,
+    engine: Engine,
+) -> list[Standing]:
+    """Figures against thresholds for an address, then what stands between an incident of it and a block.
+
+    `incidents`: ids of those that name it. Raises ValueError where `network` is wider than what detectors judge.
+    """
+    found = detection.standing(network, now_ns, packets=parts.watches_packets)
+    if not (parts.logs or parts.journal_units):
+        found.append(Standing("logs", "no log is followed: the login detectors see nothing"))
+    if not parts.watches_packets:
+        found.append(Standing("packets", "packets are not watched: the detectors of flows see nothing"))
+    found += _proxy(network, parts)
+    found += _handshake(network, now_ns, parts, detection)
+    if parts.mode != "enforce":
+        found.append(Standing("mode", "observe mode: nothing is blocked, whatever is found"))
+    elif not parts.enforces:
+        found.append(Standing("mode", "there is no enforcer: nothing is blocked, whatever is found"))
+    for incident in list(incidents)[:MOST_INCIDENTS]:
+        for document in store.incidents(incident=incident, limit=1) if incident else ():
+            found += _playbooks(document, network, store, engine.playbooks)
+    return found
+
+
+def _proxy(network: str, parts: Parts) -> list[Standing]:
+    address = ipaddress.ip_network(network, strict=False)
+    for text in trusted_proxies(parts.config, parts.rails):
+        proxies = ipaddress.ip_network(text, strict=False)
+        if proxies.version == address.version and proxies.overlaps(address):
+            said = f"it is a proxy ({text}): what it passes on counts for the client that it names"
+            return [Standing("proxy", said)]
+    return []
+
+
+def _handshake(network: str, now_ns: int, parts: Parts, detection: Detection) -> list[Standing]:
+    """The rule by which what only a log tells, which others may write to, waits until packets prove the source."""
+    open_to_all = [str(log.path) for log in parts.logs if not log.trusted]
+    if not (parts.watches_packets and open_to_all) or detection.corroborated(network, now_ns):
+        return []
+    logs = ", ".join(open_to_all)
+    said = f"{logs} could be forged: a block for what stands there alone waits for a handshake, and none was seen"
+    return [Standing("handshake", said, figure=0, threshold=1, unit="handshakes")]
+
+
+def _playbooks(
+    incident: Mapping[str, Any], network: str, store: Store, playbooks: Iterable[Playbook]
+) -> list[Standing]:
+    """Why no playbook blocks for this incident; nothing where one does: its actions say what became of it."""
+    name = f"incident {incident['id']}"
+    if incident.get("status") == "closed":
+        return [Standing("playbooks", f"{name} was closed by a person: nothing more is done about it")]
+    whys = []
+    for playbook in playbooks:
+        steps = [step for step in playbook.then if isinstance(step, BlockSource)]
+        if not steps:
+            continue
+        why = mismatch(playbook, incident)
+        if why is None and playbook.when.repeats:
+            earlier = store.times_blocked(block_target(network, steps[0].prefix) or network)
+            if earlier < playbook.when.repeats:
+                why = f"blocked {earlier} times before, not {playbook.when.repeats}"
+        if why is None:
+            return []
+        whys.append(f"{playbook.name}: {why}")
+    what = f"no playbook blocks {incident.get('kind')} at priority {incident.get('priority')}"
+    return [Standing("playbooks", f"{name}: {what} ({'; '.join(whys) or 'none blocks at all'})")]
