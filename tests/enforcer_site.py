@@ -16,6 +16,7 @@ from lab.lab import Lab
 FRONT = 8443
 NEAR, NEAR_GATEWAY = "192.0.2.194", "192.0.2.193"  # the client's second address, and the gateway's beside it
 BESIDE = "192.0.2.195"  # a model in the client's own subnet
+NEAR6, NEAR6_GATEWAY, BESIDE6 = "2001:db8:0:8::194", "2001:db8:0:8::193", "2001:db8:0:8::195"
 BEHIND, BEHIND_GATEWAY = "192.0.2.226", "192.0.2.225"  # a model behind the gateway
 
 
@@ -29,14 +30,18 @@ class Site:
         command = ["ip", "-n", self.lab.namespace(host), "-batch", "-"]
         subprocess.run(command, input="\n".join(lines), text=True, check=True, capture_output=True)
 
-    def join(self, address: str, length: int = 27) -> None:
+    def join(self, *addresses: str) -> None:
         """The box hangs on `c0` of the gateway."""
         self.ip(
             "gateway",
             f"link add c0 type veth peer name eth0 netns {self.lab.namespace('box')}",
             "link set c0 up",
         )
-        self.ip("box", f"addr add {address}/{length} dev eth0", "link set eth0 up")
+        self.ip(
+            "box",
+            "link set eth0 up",
+            *(f"addr add {a}/{'64 nodad' if ':' in a else '27'} dev eth0" for a in addresses),
+        )
 
     def cut(self, *endpoints: Endpoint) -> None:
         self.nft.run(killtable.render(killtable.KILL, {e.name: e.services for e in endpoints}))
@@ -59,11 +64,13 @@ def site_of(lab: Lab) -> Iterator[Site]:
             "gateway",
             f"link add up0 type veth peer name down0 netns {lab.namespace('client')}",
             f"addr add {NEAR_GATEWAY}/27 dev up0",
+            f"addr add {NEAR6_GATEWAY}/64 dev up0 nodad",
             "link set up0 up",
         )
         site.ip(
             "client",
             f"addr add {NEAR}/27 dev down0",
+            f"addr add {NEAR6}/64 dev down0 nodad",
             "link set down0 up",
             f"route add {BEHIND} via {NEAR_GATEWAY}",
         )

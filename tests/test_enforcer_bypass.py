@@ -18,7 +18,17 @@ from pathlib import Path
 
 import pytest
 from enforcer_echo import UDP, ask, client, echo, endpoint, silent
-from enforcer_site import BEHIND, BEHIND_GATEWAY, BESIDE, FRONT, NEAR_GATEWAY, Site, site_of
+from enforcer_site import (
+    BEHIND,
+    BEHIND_GATEWAY,
+    BESIDE,
+    BESIDE6,
+    FRONT,
+    NEAR6_GATEWAY,
+    NEAR_GATEWAY,
+    Site,
+    site_of,
+)
 from gatewatch.daemon.enforcer import bypass
 from gatewatch.daemon.enforcer.bypass import Bypass
 from gatewatch.daemon.enforcer.netlink import Netlink, attribute
@@ -58,11 +68,11 @@ def refuses(record: RecordProperty, name: str, build: Callable[[], object]) -> b
     return False
 
 
-def passes_by(site: Site, models: Endpoint) -> list[Bypass]:
+def passes_by(site: Site, models: Endpoint, address: str = BESIDE) -> list[Bypass]:
     """The model answers though it is cut off; what `find` says."""
     site.cut(models)
-    with echo(site.lab, "box", BESIDE, FRONT, UDP):
-        ask(site.lab, "client", BESIDE, FRONT, UDP)
+    with echo(site.lab, "box", address, FRONT, UDP):
+        ask(site.lab, "client", address, FRONT, UDP)
     return site.find(models)
 
 
@@ -116,6 +126,14 @@ def test_an_interface_of_our_own_namespace_on_another_is_no_way_past(site: Site)
         site.cut(models)
         assert silent(site.lab, "client", BESIDE, FRONT)
     assert site.find(models) == []
+
+
+@pytest.mark.lab
+def test_an_interface_of_two_other_namespaces_is_not_our_matter(site: Site) -> None:
+    site.ip(
+        "client", f"link add link down0 name mv0 netns {site.lab.namespace('box')} type macvlan mode bridge"
+    )
+    assert site.find(endpoint([f"*:{FRONT}/udp"])) == []
 
 
 @pytest.mark.lab
@@ -234,48 +252,89 @@ def test_a_rule_that_forwards_at_ingress_is_named(site: Site) -> None:
 
 
 @pytest.mark.lab
-def test_a_bridge_that_does_not_ask_the_hooks_is_named(site: Site) -> None:
-    site.join(BESIDE)
+@pytest.mark.parametrize(("address", "family"), [(BESIDE, ""), (BESIDE6, "6")])
+@pytest.mark.parametrize("remedy", ["for all bridges", "for one"])
+def test_a_bridge_that_does_not_ask_the_hooks_is_named(
+    site: Site, address: str, family: str, remedy: str
+) -> None:
+    site.join(address)
+    here = (f"{NEAR_GATEWAY}/27", f"{NEAR6_GATEWAY}/64")
+    site.ip("gateway", "link add br0 type bridge", "link set up0 master br0", "link set c0 master br0")
     site.ip(
-        "gateway", "link add br0 type bridge", "link set up0 master br0", "link set c0 master br0",
-        "link set br0 up", f"addr del {NEAR_GATEWAY}/27 dev up0", f"addr add {NEAR_GATEWAY}/27 dev br0",
-    )  # fmt: skip
-    setting = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
-    models = endpoint([f"*:{FRONT}/tcp"], [f"{BESIDE}:{FRONT}/udp"])
+        "gateway", "link set br0 up", "addr flush dev up0", *(f"addr add {a} dev br0 nodad" for a in here)
+    )
+    setting = Path(f"/proc/sys/net/bridge/bridge-nf-call-ip{family}tables")
+    service = f"{f'[{address}]' if family else address}:{FRONT}/udp"
+    models = endpoint([f"*:{FRONT}/tcp"], [service])
     with site.lab.inside("gateway"):
         filtered = setting.exists()
         if filtered:
             setting.write_text("0")
-    (found,) = passes_by(site, models)
+    (found,) = passes_by(site, models, address)
     assert found.kind == "bridge"
-    assert f"bridge br0 passes what goes between its ports (up0, c0) on to {BESIDE} of models" in found.what
-    with site.lab.inside("gateway"):
-        if not filtered:
-            return
-        setting.write_text("1")
-    with echo(site.lab, "box", BESIDE, FRONT, UDP):
-        assert silent(site.lab, "client", BESIDE, FRONT), "the remedy works"
+    assert f"bridge br0 passes what goes between its ports (up0, c0) on to {address} of models" in found.what
+    if not filtered:
+        return
+    if remedy == "for one":
+        site.ip("gateway", f"link set br0 type bridge nf_call_ip{family}tables 1")
+    else:
+        with site.lab.inside("gateway"):
+            setting.write_text("1")
+    with echo(site.lab, "box", address, FRONT, UDP):
+        assert silent(site.lab, "client", address, FRONT), "the remedy works"
     assert site.find(models) == []
 
 
 @pytest.mark.lab
 def test_it_needs_the_right_to_administer_the_network_and_says_what_else_it_lacks(site: Site) -> None:
-    add = f"link add link up0 name mv0 netns {site.lab.namespace('box')} type macvlan mode bridge"
-    site.ip("gateway", add)
     program = (
         "from gatewatch.daemon.enforcer import bypass; from gatewatch.daemon.enforcer.nft import Nft; "
         "from gatewatch.daemon.enforcer.rails import Endpoint, service_of; "
         f"e = Endpoint('models', 'high', (service_of('*:{FRONT}/tcp'),), (), True, False); "
         "print(*(f.kind + ' ' + f.what for f in bypass.find([e], Nft())), sep='\\n')"
     )
-    with echo(site.lab, "gateway", GATEWAY.v4, FRONT):
-        said = {}
-        for rights in ("+net_admin", ""):
-            limited = ["setpriv", f"--bounding-set=-all{',' + rights if rights else ''}", "--reuid=0"]
-            said[rights] = _in_gateway(site, [*limited, sys.executable, "-c", program])
-    assert "macvlan macvlan mv0 in the network namespace of " in said["+net_admin"]
-    assert f"which process listens on *:{FRONT}/tcp could not be told" in said["+net_admin"]
-    assert "unseen nftables could not be looked into" in said[""]
+    said = {}
+    container = site.lab.popen_in(
+        "gateway", ["unshare", "--net", "sleep", "600"]
+    )  # a namespace without a name
+    try:
+        wait_for("its namespace", lambda: Path(f"/proc/{container.pid}/comm").read_text() == "sleep\n")
+        site.ip("gateway", f"link add link up0 name mv0 netns {container.pid} type macvlan mode bridge")
+        with echo(site.lab, "gateway", GATEWAY.v4, FRONT):
+            for rights in ("+net_admin", ""):
+                limited = ["setpriv", f"--bounding-set=-all{',' + rights if rights else ''}", "--reuid=0"]
+                said[rights] = _in_gateway(site, [*limited, sys.executable, "-c", program])
+    finally:
+        container.kill()
+        container.wait()
+    beside = f"macvlan macvlan mv0 in the network namespace of process {container.pid} (sleep) sits on up0: "
+    assert said["+net_admin"].splitlines() == [
+        f"{beside}its packets never reach the kill switch's hooks",
+        f"unseen models: which process listens on *:{FRONT}/tcp could not be told, nor by what it asks the model",
+    ]
+    assert [line.partition(" could")[0] for line in said[""].splitlines()] == [
+        "unseen nftables", "unseen the interfaces", f"unseen models: which process listens on *:{FRONT}/tcp",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("status", "port", "carried"), [(0x400E, 9000, True), (0x8, 9000, False), (0x4008, 9001, False)]
+)
+def test_a_flow_is_carried_by_its_status_and_belongs_to_who_serves_it(
+    status: int, port: int, carried: bool
+) -> None:
+    def entry(kind: int, source: bytes, to: bytes, from_port: bytes, to_port: bytes) -> bytes:
+        addresses = attribute(1, source) + attribute(2, to)
+        protocol = attribute(1, b"\x06") + attribute(2, from_port) + attribute(3, to_port)
+        inner = attribute(1, addresses, nested=True) + attribute(2, protocol, nested=True)
+        return attribute(kind, inner, nested=True)
+
+    ends = (
+        entry(1, b"\xc0\0\2\1", b"\xc0\0\2\2", b"\x90\0", b"\1\xbb"),
+        entry(2, b"\xc0\0\2\x42", b"\xc0\0\2\1", struct.pack("!H", port), b"\x90\0"),
+    )
+    body = b"\2\0\0\0" + b"".join(ends) + attribute(3, struct.pack("!I", status))
+    assert bypass.carried(body, {*endpoint(["192.0.2.66:9000/tcp"]).services}) is carried
 
 
 @pytest.mark.parametrize(

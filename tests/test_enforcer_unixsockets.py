@@ -91,16 +91,18 @@ def test_a_model_that_a_proxy_asks_by_a_unix_socket_is_named_with_its_path(site:
     Path(path).chmod(0o666)  # nginx's workers are nobody
     listener.listen()
     models = endpoint([f"{GATEWAY.v4}:{FRONT}/tcp"])
+    watch = bypass.Watch([models])
+    with site.lab.inside("gateway"):
+        watch.sample()
     with model(listener) as finish, nginx(site, f"http://unix:{path}:"):
-        with site.lab.inside("gateway"):
-            watch = bypass.Watch([models])
-            watch.sample()
-            assert watch.found() == [], "nobody asks"
+        assert site.find(models) == [], "nobody asks"
         with client(site.lab, "client", GATEWAY.v4, FRONT) as asking:
             asking.sendall(b"GET / HTTP/1.0\r\n\r\n")
             assert b" 200 " in asking.recv(4096)
             with site.lab.inside("gateway"):
                 wait_for("the way to the model", lambda: _seen(watch))
+            as_back = site.find(endpoint(["*:9999/tcp"], [f"{GATEWAY.v4}:{FRONT}/tcp"]))
+            assert as_back == [], "what a model itself asks is no way to it"
             finish.set()
             while asking.recv(4096):
                 pass
@@ -138,10 +140,11 @@ def test_a_proxy_that_asks_its_model_by_tcp_is_not_named(site: Site) -> None:
 
 SERVER = """
 import socket, sys
-kept = [socket.create_server(("::", int(sys.argv[1])), family=socket.AF_INET6, dualstack_ipv6=True)]
-quic = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
-quic.bind(("::", int(sys.argv[1])))
-for path in sys.argv[2:]:
+family, place = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, (sys.argv[1], int(sys.argv[2]))
+kept = [socket.create_server(place, family=family, dualstack_ipv6=place[0] == "::")]
+quic = socket.socket(family, socket.SOCK_DGRAM)
+quic.bind(place)
+for path in sys.argv[3:]:
     kept.append(socket.socket(socket.AF_UNIX))
     kept[-1].bind(path.replace("@", chr(0)))
     kept[-1].listen()
@@ -151,8 +154,8 @@ sys.stdin.read()
 
 
 @contextlib.contextmanager
-def server(site: Site, paths: Sequence[str]) -> Iterator[int]:
-    command = [sys.executable, "-c", SERVER, str(FRONT), *paths]
+def server(site: Site, paths: Sequence[str], address: str = "::") -> Iterator[int]:
+    command = [sys.executable, "-c", SERVER, address, str(FRONT), *paths]
     process = site.lab.popen_in("gateway", command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert process.stdout and process.stdout.readline() == b"ready\n"
@@ -171,6 +174,12 @@ def test_a_server_that_listens_on_a_unix_socket_as_well_is_named(site: Site, pro
     assert [f.kind for f in found] == ["unix-socket", "unix-socket"]
     assert f"listens also on the Unix socket {path.replace(chr(10), '?')}: " in found[0].what + found[1].what
     assert "listens also on the Unix socket @abstract: " in found[0].what + found[1].what
+
+
+@pytest.mark.lab
+def test_a_server_on_the_same_port_of_another_address_is_not_meant(site: Site) -> None:
+    with server(site, [str(site.lab.folder / "other.sock")], "127.0.0.1"):
+        assert site.find(endpoint([f"{GATEWAY.v4}:{FRONT}/tcp"])) == []
 
 
 @pytest.mark.lab

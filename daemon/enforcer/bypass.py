@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from ..errors import EnforcerError
-from .host import own_addresses
 from .netlink import ACK, DUMP, Netlink, attribute, attributes
 from .nft import Nft
 from .rails import Address, Endpoint, Service
@@ -227,13 +226,15 @@ def _programs(number: int) -> int:
 def _bridges(
     netlink: Netlink, endpoints: Sequence[Endpoint], here: dict[int, _Interface]
 ) -> Iterator[Bypass]:
-    own = own_addresses()
     for endpoint in endpoints:
         for address in dict.fromkeys(s.address for s in endpoint.services):
-            if address is None or address in own:
-                continue
-            bridge = here.get(_next(netlink, address))
-            if bridge is None or bridge.kind != "bridge" or address.version in bridge.calls:
+            bridge = here.get(_next(netlink, address)) if address is not None else None
+            if (
+                address is None
+                or bridge is None
+                or bridge.kind != "bridge"
+                or address.version in bridge.calls
+            ):
                 continue
             ports = [i.name for i in here.values() if i.master == bridge.number]
             setting = f"bridge-nf-call-ip{'' if address.version == 4 else '6'}tables"
