@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -120,23 +121,40 @@ def answering(
 
 
 class Helper:
-    """`gatewatch-cut` in the gateway's network namespace."""
+    """`gatewatch-cut` in the gateway's network namespace. `patch`: statements that change it first."""
 
-    def __init__(self, lab: Lab, namespaces: Sequence[str], *, before: str = "cut_helper = true\n") -> None:
+    def __init__(
+        self,
+        lab: Lab,
+        namespaces: Sequence[str],
+        *,
+        before: str = "cut_helper = true\n",
+        path: Path | None = None,
+        under: Sequence[str] = (),
+        patch: str = "",
+    ) -> None:
         self._lab = lab
-        self.path = lab.folder / "cut.sock"
+        self.path = path or lab.folder / "cut.sock"
         self.rails = lab.folder / "cut-rails.toml"
         self.write(namespaces, before)
+        self._command = [*under, sys.executable, "-m", "gatewatch.daemon.enforcer.cut"]
+        if patch:
+            program = (
+                f"import sys; from gatewatch.daemon.enforcer import cut; {patch}; cut.main(sys.argv[1:])"
+            )
+            self._command[-2:] = ["-c", program]
         self.process: subprocess.Popen[bytes] | None = None
 
     def write(self, namespaces: Sequence[str], before: str = "cut_helper = true\n") -> None:
-        endpoint = f"{PUBLISHED}namespaces = {json.dumps(list(namespaces))}\n"
-        self.rails.write_text(before + endpoint + '[[endpoint]]\nname = "other"\nbacks = ["*:1/tcp"]\n')
+        named = f"namespaces = {json.dumps(list(namespaces))}\n"
+        other = '[[endpoint]]\nname = "other"\nbacks = ["*:1/tcp"]\n'
+        self.rails.write_text(f"{before}{PUBLISHED}{named}{other}{named}")
 
     def __enter__(self) -> Helper:
-        command = [sys.executable, "-m", "gatewatch.daemon.enforcer.cut", "--rails", str(self.rails)]
         with self._lab.inside("gateway"):
-            self.process = subprocess.Popen([*command, "--listen", str(self.path)])
+            self.process = subprocess.Popen(
+                [*self._command, "--rails", str(self.rails), "--listen", str(self.path)]
+            )
         wait_for("the helper", self._listens)
         return self
 
@@ -201,10 +219,15 @@ def _of_neighbours(packet: bytes) -> bool:
 
 
 @pytest.mark.lab
+@pytest.mark.parametrize("masked", [False, True], ids=["", "masked"])
 @pytest.mark.parametrize("source", [CLIENT.v4, CLIENT.v6])
 def test_a_server_behind_the_gateway_is_reset_when_it_next_sends_and_clients_hear_nothing(
-    rig: Rig, source: str
+    rig: Rig, source: str, masked: bool
 ) -> None:
+    """Masked: the server knows the gateway as its client."""
+    if masked:
+        rig.nft("add chain inet published postrouting { type nat hook postrouting priority srcnat; }")
+        rig.nft("add rule inet published postrouting oifname to-models masquerade")
     with (
         model(rig.lab) as listener,
         answering(rig, listener, source) as (client, server),
@@ -573,8 +596,9 @@ def test_it_does_only_what_the_rails_say_at_that_moment(rig: Rig) -> None:
         with pytest.raises(EnforcerError, match="the rails do not allow the cut helper; cut_helper = true"):
             helper.ask()
         helper.write([models])
-        assert helper.ask("published", "other", "unknown") == [
+        assert sorted(helper.ask("published", "other", "unknown")) == [
             Place("", "unknown", 0, 0, "the rails name no such endpoint"),
+            Place(models, "other", 0, 0, ""),
             Place(models, "published", 0, 0, ""),
         ]
         helper.rails.write_text(helper.rails.read_text() + "kill_switch = false\n")
@@ -589,3 +613,162 @@ def test_it_does_only_what_the_rails_say_at_that_moment(rig: Rig) -> None:
         helper.rails.unlink()
         with pytest.raises(EnforcerError, match="No such file"):
             helper.ask()
+
+
+@pytest.mark.lab
+def test_two_capabilities_are_all_that_it_needs(rig: Rig) -> None:
+    namespace = f"/run/netns/{rig.lab.namespace('models')}"
+    under = ["setpriv", "--bounding-set=-all,+sys_admin,+net_admin", "--no-new-privs"]
+    with (
+        model(rig.lab) as listener,
+        answering(rig, listener, CLIENT.v4),
+        Helper(rig.lab, [namespace], under=under) as helper,
+    ):
+        assert helper.ask() == [Place(namespace, "published", 1, 0, "")]
+
+
+@pytest.mark.lab
+def test_pulling_the_kill_switch_asks_the_helper(bare: Lab) -> None:
+    namespace = f"/run/netns/{bare.namespace('models')}"
+    rails = f"cut_helper = true\n{RAILS}{PUBLISHED}namespaces = [{json.dumps(namespace)}]\n"
+    with Rig(bare, rails) as rig, model(bare) as listener:
+        with bare.inside("models"):
+            local = socket.create_connection((V4, BACK), timeout=5)
+        with local, listener.accept()[0] as server:
+            with Helper(bare, [namespace], path=rig.state / "run" / "cut.sock"):
+                _, receipt = rig.command("engage", "--endpoint", "published", "--reason", "test")
+            assert receipt["namespaces"] == [Place(namespace, "published", 1, 0, "")._asdict()]
+            server.settimeout(5)
+            with pytest.raises(CUT_OFF):
+                server.recv(1)
+
+
+@pytest.mark.lab
+def test_a_namespace_that_takes_too_long_or_too_much_does_not_stop_the_others(rig: Rig) -> None:
+    namespace = f"/run/netns/{rig.lab.namespace('models')}"
+    for what, said in (
+        ("__import__('signal').pause()", "not done within 0.4 s"),
+        ("bytearray(1 << 30)", "more sockets than there is memory to list"),
+        ("1 / 0", "it failed"),
+        ("exit(3)", "it failed"),
+    ):
+        patch = (
+            "end = cut._end; cut._LIMIT_S = 0.4; "
+            f"cut._end = lambda at, services: end(at, services) if services[0].port == 1 else {what}"
+        )
+        with Helper(rig.lab, [namespace], patch=patch) as helper:
+            assert sorted(helper.ask("published", "other")) == [
+                Place(namespace, "other", 0, 0, ""),
+                Place(namespace, "published", 0, 0, said),
+            ]
+            assert helper.ask("other") == [Place(namespace, "other", 0, 0, "")]
+
+
+@pytest.mark.lab
+def test_the_number_of_namespaces_is_limited(rig: Rig) -> None:
+    namespaces = [f"/run/netns/{rig.lab.namespace(host)}" for host in ("models", "client", "router")]
+    with Helper(rig.lab, namespaces, patch="cut.MOST_NAMESPACES = 2") as helper:
+        assert sorted(helper.ask()) == sorted(
+            [
+                Place(namespaces[0], "published", 0, 0, ""),
+                Place(namespaces[1], "published", 0, 0, ""),
+                Place(namespaces[2], "published", 0, 0, "more than 2: the rest is not cut"),
+            ]
+        )
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("handed_over", ["option", "environment"])
+def test_handed_a_socket_it_answers_and_ends_when_nobody_asks(rig: Rig, handed_over: str) -> None:
+    lab = rig.lab
+    path = lab.folder / "handed.sock"
+    path.unlink(missing_ok=True)
+    Helper(lab, [f"/run/netns/{lab.namespace('models')}"])
+    program = "import os, sys; from gatewatch.daemon.enforcer import cut; cut._IDLE_S = 0.5; "
+    words = ["--rails", str(lab.folder / "cut-rails.toml")]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        if handed_over == "option":
+            words += ["--socket", str(listener.fileno())]
+        else:
+            program += f"os.dup2({listener.fileno()}, 3); "
+            program += "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1'); "
+        with lab.inside("gateway"):
+            process = subprocess.Popen(
+                [sys.executable, "-c", f"{program} sys.exit(cut.main(sys.argv[1:]))", *words],
+                pass_fds=[listener.fileno()],
+            )
+        assert [place.error for place in cut.ask(str(path), ["published"], 10)] == [""]
+        assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "--rails"),
+        (["--rails", "r"], "no socket"),
+        (["--rails", "r", "--socket", "0"], "descriptor 0: Socket operation on non-socket"),
+        (["--rails", "r", "--socket", "1"], "descriptor 1 is no Unix socket that keeps messages whole"),
+        (["--rails", "r", "--listen", "/nowhere/cut.sock"], "--listen /nowhere/cut.sock: No such file"),
+        (["--rails", "r", "--socket", "1", "--listen", "x"], "not allowed with"),
+    ],
+)
+def test_wrong_options_are_said(words: list[str], said: str) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        done = subprocess.run(
+            [sys.executable, "-m", "gatewatch.daemon.enforcer.cut", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=theirs,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_who_asks_a_helper_that_is_not_there_or_says_nothing_is_told_so(tmp_path: Path) -> None:
+    path = str(tmp_path / "cut.sock")
+    with pytest.raises(EnforcerError, match="No such file"):
+        cut.ask(path, ["published"], 0.2)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(path)
+        listener.listen()
+        with pytest.raises(EnforcerError, match="no answer in time"):
+            cut.ask(path, ["published"], 0.2)
+    with pytest.raises(EnforcerError, match="Connection refused"):
+        cut.ask(path, ["published"], 0.2)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"\xff",
+        b"[]",
+        b"{}",
+        b"7",
+        b'{"ok": true}',
+        b'{"ok": true, "namespaces": [{"path": 1}]}',
+        b"[" * 60_000,
+    ],
+)
+def test_an_answer_that_is_none_is_an_error(tmp_path: Path, answer: bytes) -> None:
+    path = str(tmp_path / "cut.sock")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(path)
+        listener.listen()
+
+        def serve() -> None:
+            with listener.accept()[0] as client:
+                client.recv(65536)
+                if answer:
+                    client.send(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(EnforcerError, match="gave an answer that is none"):
+            cut.ask(path, ["published"], 5)
+        thread.join()

@@ -19,6 +19,7 @@ import socket
 import struct
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
@@ -72,7 +73,7 @@ def ask(path: str, endpoints: Sequence[str], limit_s: float) -> list[Place]:
     except OSError as error:
         why = "no answer in time" if isinstance(error, TimeoutError) else error.strerror
         raise EnforcerError(f"cut helper at {path}: {why}", remedy=_REMEDY) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise EnforcerError(f"cut helper at {path}: gave an answer that is none", remedy=_REMEDY) from None
     raise EnforcerError(f"cut helper: {answer.get('error', 'it failed')}", remedy=answer.get("remedy", ""))
 
@@ -208,15 +209,23 @@ def _enter(namespace: int, services: Sequence[Service]) -> tuple[int, int]:
     process = os.fork()
     if process == 0:
         try:
-            resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
-            outcome: tuple[int, int, str] = (*_end(namespace, services), "")
-        except (OSError, MemoryError) as error:
-            outcome = (0, 0, getattr(error, "strerror", "") or "too many sockets to list")
+            os.write(told, json.dumps(_attempt(namespace, services)).encode("ascii"))
+        except BaseException:  # whatever it is, this process must not go on as a second helper
+            traceback.print_exc()
         finally:
-            os.write(told, json.dumps(outcome).encode("ascii"))
             os._exit(0)
     os.close(told)
     return process, answer
+
+
+def _attempt(namespace: int, services: Sequence[Service]) -> tuple[int, int, str]:
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    try:
+        return (*_end(namespace, services), "")
+    except MemoryError:
+        return 0, 0, "more sockets than there is memory to list"
+    except OSError as error:
+        return 0, 0, error.strerror or str(error)
 
 
 def _outcome(process: int, answer: int, *, in_time: bool) -> tuple[int, int, str]:
