@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
-from gatewatch.daemon.enforcer import blocktable
+from gatewatch.daemon.enforcer import blocktable, conntrack
 from gatewatch.daemon.enforcer.elements import Elements, MissingError, read
 from gatewatch.daemon.enforcer.monitor import Monitor
 from gatewatch.daemon.enforcer.netlink import REQUEST, Netlink, attribute
@@ -197,6 +197,42 @@ def test_what_others_add_and_delete_among_the_blocks_shows(nft: Nft) -> None:
     nft.run(f"add element inet {TABLE} block4_32 {{ {OTHER.network_address} }}")
     nft.run(f"delete element inet {TABLE} block6_48 {{ {SIX.network_address} }}")
     assert blocked(nft) == {address_text(ONE), address_text(OTHER)}
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("most_read", [20_000, 0])
+def test_connection_tracking_forgets_many_networks_at_once_and_spares_others(
+    bare: Lab, monkeypatch: pytest.MonkeyPatch, most_read: int
+) -> None:
+    monkeypatch.setattr(conntrack, "_MOST_READ", most_read)
+    sources = [
+        "198.18.0.1",
+        "198.18.0.2",
+        "198.18.0.3",
+        "198.18.1.1",
+        "198.18.1.2",
+        "2001:db8:5::1",
+        "2001:db8:6::1",
+    ]
+    for source in sources:
+        far = "2001:db8::1" if ":" in source else "192.0.2.2"
+        ends = ["-s", source, "-d", far, "--sport", "1", "--dport", "2"]
+        bare.run_in("gateway", ["conntrack", "-I", "-p", "udp", "-t", "600", *ends])
+    with bare.inside("gateway"):
+        gone = conntrack.forget_networks([ONE, OTHER, WIDE, SIX], [ip_network("198.18.1.2/31"), OTHER])
+        left = set(re.findall(r"src=(\S+) dst=(?:192.0.2.2|2001:db8::1) ", conntrack_list(bare)))
+        if most_read:
+            assert (gone, left) == (3, {"198.18.0.2", "198.18.0.3", "198.18.1.2", "2001:db8:6::1"})
+        else:
+            assert (gone, left) == (1, set(sources) - {"198.18.0.1"}), (
+                "in a large table, single addresses alone"
+            )
+        assert conntrack.forget_networks([]) == 0
+    bare.run_in("gateway", ["conntrack", "-F"])
+
+
+def conntrack_list(lab: Lab) -> str:
+    return "".join(lab.run_in("gateway", ["conntrack", "-L", "-f", f]).stdout for f in ("ipv4", "ipv6"))
 
 
 def element(key: bytes, remains_ms: int, order: tuple[int, ...] = (1, 4, 5)) -> bytes:

@@ -456,8 +456,7 @@ class Authority:
         spared = [n for n, _ in self._fresh_never()]
         found = sockets.from_networks(networks)
         cut = sockets.destroy([c for c in found if not any(c.remote in n for n in spared)])
-        for network in networks:
-            conntrack.forget_network(network, spared)
+        conntrack.forget_networks(networks, spared)
         return cut
 
     def _covering(self, network: Network) -> list[str]:

@@ -30,7 +30,8 @@ _ADDRESSES: dict[int, tuple[int, int]] = {
 _PROTO_NUM, _PROTO_SRC_PORT, _PROTO_DST_PORT = 1, 2, 3
 _ORIG_FLAGS = 1
 _BY_SOURCE, _BY_DESTINATION, _BY_PROTOCOL, _BY_PORT = 1 << 0, 1 << 1, 1 << 3, 1 << 5  # CTA_FILTER_FLAG
-_MOST_READ = 20_000
+_MOST_READ, _MOST_ASKED = 20_000, 16
+_READ_PER_WALK = 1_000  # entries read here in the time of one walk through the kernel's table
 _sockets: dict[int, Netlink] = {}
 
 
@@ -43,23 +44,52 @@ def entries() -> int:
         return 0
 
 
-def forget_network(network: Network, spared: Sequence[Network] = ()) -> int:
-    """Delete what was opened from `network` and not from `spared`; how many entries. A wider network is searched
-    for only where the table is small: its packets are dropped before connection tracking anyway."""
-    single = network.prefixlen == network.max_prefixlen
-    if not entries() or (not single and entries() > _MOST_READ):
-        return 0
-    family = _family(network.network_address)
-    addresses = attribute(_ADDRESSES[family][0], network.network_address.packed) if single else b""
-    found = [
-        key
-        for given, key in _dump(family, addresses, b"", _BY_SOURCE if single else 0)
-        if _matches(given.get(_TUPLE_ORIG, b""), family, network, None)
-        and not any(
-            _matches(given[_TUPLE_ORIG], family, n, None) for n in spared if n.version == network.version
-        )
-    ]
-    return _netfilter().tell(_DELETE, found).count(0)
+def forget_networks(networks: Sequence[Network], spared: Sequence[Network] = ()) -> int:
+    """Delete what was opened from any of `networks` and not from `spared`; how many entries. Raises OSError.
+
+    For every question the kernel walks its whole table, which takes 10 ms and more, so a small table is read once
+    for many networks. In a large one a few single addresses are searched for: the packets of all of them are dropped
+    before connection tracking anyway.
+    """
+    count, gone = entries(), 0
+    for family, version in ((socket.AF_INET, 4), (socket.AF_INET6, 6)):
+        chosen = [n for n in networks if n.version == version] if count else []
+        singles = [n.network_address.packed for n in chosen if n.prefixlen == n.max_prefixlen]
+        asked = [(attribute(_ADDRESSES[family][0], packed), _BY_SOURCE) for packed in singles[:_MOST_ASKED]]
+        many = len(singles) < len(chosen) or (len(singles) - 1) * _READ_PER_WALK > count
+        if many and count <= _MOST_READ:
+            asked = [(b"", 0)]
+        wanted, kept = _starts(chosen), _starts([n for n in spared if n.version == version])
+        for addresses, flags in asked:
+            found = [
+                key
+                for given, key in _dump(family, addresses, b"", flags)
+                if (source := _source(given.get(_TUPLE_ORIG, b""), family)) >= 0
+                and _within(source, wanted)
+                and not _within(source, kept)
+            ]
+            gone += _netfilter().tell(_DELETE, found).count(0)
+    return gone
+
+
+def _starts(networks: Sequence[Network]) -> dict[int, set[int]]:
+    """What the networks begin with, by the number of bits that follow."""
+    found: dict[int, set[int]] = {}
+    for network in networks:
+        rest = network.max_prefixlen - network.prefixlen
+        found.setdefault(rest, set()).add(int(network.network_address) >> rest)
+    return found
+
+
+def _within(address: int, starts: dict[int, set[int]]) -> bool:
+    return any(address >> rest in those for rest, those in starts.items())
+
+
+def _source(packed: bytes, family: int) -> int:
+    """The source of a tuple; -1 where the kernel left it out."""
+    ends = attributes(attributes(packed).get(_TUPLE_IP, b""))
+    start = ends.get(_ADDRESSES[family][0])
+    return -1 if start is None else int.from_bytes(start, "big")
 
 
 def _netfilter() -> Netlink:
@@ -93,7 +123,7 @@ def flows(services: Iterable[Service]) -> list[Flow]:
                 flags |= _BY_DESTINATION
             for given, key in _dump(family, addresses, protocol, flags):
                 original = given.get(_TUPLE_ORIG, b"")
-                if _matches(original, family, None, service):
+                if _matches(original, family, service):
                     asked = _end(original, family, 1, _PROTO_DST_PORT, service.protocol)
                     served = _end(given.get(_TUPLE_REPLY, b""), family, 0, _PROTO_SRC_PORT, service.protocol)
                     found[key] = Flow(asked, served, key)
@@ -137,21 +167,14 @@ def _end(packed: bytes, family: int, which: int, port_kind: int, protocol: str) 
     return Service(ip_address(address), int.from_bytes(port, "big"), protocol)
 
 
-def _matches(packed: bytes, family: int, source: Network | None, service: Service | None) -> bool:
+def _matches(packed: bytes, family: int, service: Service) -> bool:
     parts = attributes(packed)
     ends, ports = attributes(parts.get(_TUPLE_IP, b"")), attributes(parts.get(_TUPLE_PROTO, b""))
-    from_kind, to_kind = _ADDRESSES[family]
-    if source is not None:
-        start = ends.get(from_kind, b"")
-        shift = source.max_prefixlen - source.prefixlen
-        return bool(start) and int.from_bytes(start, "big") >> shift == int(source.network_address) >> shift
-    if service is None:
-        return False
     number = socket.IPPROTO_TCP if service.protocol == "tcp" else socket.IPPROTO_UDP
     return (
         ports.get(_PROTO_NUM) == bytes([number])
         and ports.get(_PROTO_DST_PORT) == struct.pack("!H", service.port)
-        and (service.address is None or ends.get(to_kind) == service.address.packed)
+        and (service.address is None or ends.get(_ADDRESSES[family][1]) == service.address.packed)
     )
 
 

@@ -45,7 +45,11 @@ class Netlink:
         self._socket.close()
 
     def ask(self, kind: int, payload: bytes, flags: int = DUMP) -> Iterator[tuple[int, bytes]]:
-        """(type, payload) of every message of the answer. Raises OSError with the kernel's error."""
+        """(type, payload) of every message of the answer, which is read to its end first: until then a socket takes no
+        other question for a list. Raises OSError with the kernel's error."""
+        return iter([*self._answers(kind, payload, flags)])
+
+    def _answers(self, kind: int, payload: bytes, flags: int) -> Iterator[tuple[int, bytes]]:
         self._send([(kind, flags, payload)])
         self.interrupted = False
         while True:
