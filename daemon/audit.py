@@ -24,10 +24,11 @@ PRIORITIES = {
     "import": "info",
     "start": "info",
     "stop": "info",
-    "state": "critical",  # told only where the journal before it was broken
-    "broken": "critical",
+    "rails": "info",
+    "proof": "info",  # high where something is not proven
+    "damaged": "critical",
 }
-"""By what was done; anything else (healed, asked for, granted, denied, torn) is medium."""
+"""By what was done; anything else (healed, asked for, granted, denied, signed, torn) is medium."""
 BUSY_RAILS = ("most_new_per_minute", "most_blocks")
 """Limits that the analyser itself reaches in a large attack. Every other refusal of its requests is a sign that
 somebody else speaks with its rights."""
@@ -39,13 +40,15 @@ WORDS = {
     "grow": "kill switch follows new addresses of",
     "release": "kill switch released for",
     "healed": "mended what others had changed in the kernel",
+    "proof": "kill switch tried from outside:",
     "ask": "approval asked for:",
-    "grant": "approved:",
-    "deny": "denied:",
+    "grant": "approval granted",
+    "deny": "approval denied",
+    "signed": "signed command taken",
     "refusals": "more requests refused",
     "torn": "the last line of the enforcer's journal was torn, and cut off",
-    "state": "the enforcer's journal was broken",
-    "broken": "the enforcer's journal was broken",
+    "damaged": "the enforcer's journal was damaged",
+    "rails": "the enforcer's rails were read",
     "start": "the enforcer started",
     "stop": "the enforcer stopped",
 }
@@ -108,6 +111,8 @@ def entry_document(entry: Mapping[str, Any], sequence: int, head: str) -> dict[s
     priority = PRIORITIES.get(do, "medium")
     if do == "refused" and by == "analyser" and rail not in BUSY_RAILS:
         priority = "high"
+    if do == "proof" and entry.get("not_proven"):
+        priority = "high"
     wall = entry.get("wall")
     return document(
         key_of(sequence, head),
@@ -150,11 +155,13 @@ def _what(entry: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """What was mended, in words; and the fields that have no place of their own."""
     given = entry.get("what")
     said = [text(w) for w in given] if isinstance(given, list) else [text(given)] if given else []
-    said += [
-        f"{text(name)} {len(value) if isinstance(value, Mapping | list) else text(value)}"
-        for name, value in {**asked, **entry}.items()
-        if name not in FIELDS_OF_THEIR_OWN and value not in ("", None)
-    ]
+    for name, value in {**asked, **entry}.items():
+        if name in FIELDS_OF_THEIR_OWN or value in ("", None, [], {}):
+            continue
+        if isinstance(value, list) and all(isinstance(v, str) for v in value):
+            said += [f"{text(name)}: {text(v)}" for v in value[:MOST_LISTED]]
+        else:
+            said.append(f"{text(name)}: {len(value) if isinstance(value, Mapping | list) else text(value)}")
     return said[:MOST_LISTED]
 
 

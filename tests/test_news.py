@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shutil
+import signal
 import socket
 import threading
 import time
@@ -13,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from enforcer_rig import ANALYSER_UID, Rig
 from gatewatch.daemon import news as news_module
 from gatewatch.daemon.audit import SEVERITIES, entry_document
-from gatewatch.daemon.enforcer.chain import GENESIS, seal
+from gatewatch.daemon.enforcer.chain import GENESIS, seal, verify
 from gatewatch.daemon.enforcer.protocol import parse
 from gatewatch.daemon.errors import StoreError
 from gatewatch.daemon.events import NS_PER_S
@@ -23,6 +26,7 @@ from gatewatch.daemon.news import MOST_REFUSALS, NOTE, News
 from gatewatch.daemon.store import Store
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lab.lab import HOSTS, Lab, unmet
 
 LIMIT_S = 30.0
 WALL = 1_764_000_000 * NS_PER_S
@@ -231,7 +235,7 @@ def test_what_was_noted_before_and_what_is_noted_now_is_told_with_its_seal(
             "reason": "an IPv4 block is a /32 or a /24",
             "rail": "prefix",
             "target": "0.0.0.0/0",
-            "what": ["ttl_s 60"],
+            "what": ["ttl_s: 60"],
             "sequence": 2,
             "head": enforcer.entries[1][1],
         }
@@ -431,7 +435,13 @@ def test_the_request_is_one_that_the_enforcer_takes() -> None:
          ("block", "done", "info", "192.0.2.1")),
         ({"do": "healed", "what": ["table inet gatewatch was missing"]}, ("healed", "done", "medium", "")),
         ({"do": "torn", "bytes": 12}, ("torn", "done", "medium", "")),
-        ({"do": "state", "broken": "the chain is broken after entry 7"}, ("state", "done", "critical", "")),
+        ({"do": "damaged", "what": "the chain is broken after entry 7"}, ("damaged", "done", "critical", "")),
+        ({"do": "proof", "endpoints": ["models"], "by": "uid 0", "not_proven": [], "probes": []},
+         ("proof", "done", "info", "models")),
+        ({"do": "proof", "endpoints": ["models"], "by": "uid 0", "not_proven": ["a probe reached it"]},
+         ("proof", "done", "high", "models")),
+        ({"do": "grow", "endpoints": {"models": ["10.0.0.2:80/tcp"]}}, ("grow", "done", "medium", "models")),
+        ({"do": "rails", "path": "rails.toml", "sha256": "ab"}, ("rails", "done", "info", "")),
         ({"do": "ask", "id": "1a", "asked": {"request": "release", "endpoints": ["models"]}, "by": "uid 1"},
          ("ask", "done", "medium", "models")),
         ({"do": "import", "blocks": [["192.0.2.1", 60]] * 3, "by": "uid 0", "reason": "y"},
@@ -449,12 +459,12 @@ def test_each_kind_of_entry_says_what_was_done_by_whom_and_how_grave_it_is(
 
 def test_what_has_no_field_of_its_own_is_listed() -> None:
     blocks = [["192.0.2.1", 60]] * 3
-    assert entry_document({"do": "import", "blocks": blocks}, 7, "")["what"] == ["blocks 3"]
+    assert entry_document({"do": "import", "blocks": blocks}, 7, "")["what"] == ["blocks: 3"]
     asked = {"request": "release", "endpoints": ["models"]}
-    assert entry_document({"do": "ask", "id": "1a", "asked": asked}, 7, "")["what"] == [
-        "for release",
-        "id 1a",
-    ]
+    ask = {"do": "ask", "id": "1a", "asked": asked}
+    assert entry_document(ask, 7, "")["what"] == ["for: release", "id: 1a"]
+    proof = {"do": "proof", "not_proven": ["one", "two"], "probes": [], "what": "said"}
+    assert entry_document(proof, 7, "")["what"] == ["said", "not_proven: one", "not_proven: two"]
 
 
 values = st.recursive(
@@ -476,3 +486,89 @@ def test_an_entry_of_any_shape_gives_a_document_that_can_be_stored(
     assert document["priority"] in SEVERITIES
     assert all(isinstance(document[n], str) for n in ("title", "action", "by", "reason", "rail", "target"))
     json.dumps({**document, "head": "", "id": ""}, ensure_ascii=False).encode()
+
+
+@pytest.fixture
+def rig() -> Iterator[Rig]:
+    why = unmet()
+    if why:
+        pytest.skip(why)
+    with Lab(services=False) as lab, Rig(lab) as rig:
+        yield rig
+
+
+def notable(rig: Rig) -> list[tuple[int, str]]:
+    """What the journal itself has of it, by number and seal."""
+    return [
+        (e["seq"], e["hash"])
+        for e in rig.journal()
+        if e["do"] not in ("tick", "state", "restore")
+        and not (e.get("by") == "analyser" and e["do"] in ("block", "unblock"))
+    ]
+
+
+@pytest.mark.lab
+def test_each_notable_entry_of_a_real_journal_is_told_once_through_kills_of_the_enforcer(
+    rig: Rig, store: Store
+) -> None:
+    lies = [
+        {"request": "block", "address": "0.0.0.0/0", "ttl_s": 60, "reason": "a lie"},
+        {"request": "block", "address": HOSTS["management"].v4, "ttl_s": 60, "reason": "a lie"},
+        {"request": "block", "address": HOSTS["balancer"].v4, "ttl_s": 60, "reason": "a lie"},
+        {"request": "release", "reason": "a lie"},
+        b"no message",
+    ]
+    own = {"request": "block", "address": "203.0.113.9", "ttl_s": 60, "reason": "its own"}
+    path = rig.state / "run" / "enforcer.sock"
+
+    async def work() -> None:
+        async with reading(path, store) as reader:
+            await until(lambda: reader.news.following, "a line")
+            rig.ask_as(ANALYSER_UID, *lies, own)
+            await until(lambda: sum(d["outcome"] == "refused" for d in reader.told()) == 5, "the refusals")
+            for round_ in range(4):
+                rig.stop(signal.SIGKILL)
+                rig.start()
+                rig.enforcer().block(f"203.0.113.{20 + round_}", ttl_s=60, reason="by a person")
+                rig.nft("delete table inet gatewatch")
+                await until(
+                    lambda: sum(d["action"] == "healed" for d in reader.told()) == round_ + 1,  # noqa: B023
+                    "the healed table",
+                )
+            rig.enforcer().kill(["models"], "a test")
+            rig.enforcer().release(["models"], "over")
+            await until(lambda: notable(rig)[-1][0] == reader.news.health()["sequence"], "all of it")
+            assert [(d["sequence"], d["head"]) for d in reader.told()] == notable(rig)
+            assert verify(rig.state / "enforcer" / "journal").head == reader.told()[-1]["head"]
+
+    asyncio.run(work())
+    documents = told(store)
+    refused = [d for d in documents if d["outcome"] == "refused"]
+    assert {d["priority"] for d in refused} == {"high"}
+    assert [d["target"] for d in refused][:3] == ["0.0.0.0/0", HOSTS["management"].v4, HOSTS["balancer"].v4]
+    assert {"kill", "release", "healed", "block", "start"} < {d["action"] for d in documents}
+    assert all(d["by"] != "analyser" for d in documents if d["action"] == "block" and d["outcome"] == "done")
+
+
+@pytest.mark.lab
+def test_another_journal_under_a_real_enforcer_is_a_critical_alert(rig: Rig, store: Store) -> None:
+    path = rig.state / "run" / "enforcer.sock"
+
+    async def work() -> None:
+        async with reading(path, store) as reader:
+            for n in range(5):
+                rig.enforcer().block(f"203.0.113.{n}", ttl_s=60, reason="x")
+            await until(lambda: len(reader.told()) >= 7, "the entries")
+            rig.stop()
+            shutil.rmtree(rig.state / "enforcer")
+            rig.start()
+            await until(lambda: "replaced" in {d["action"] for d in reader.told()}, "the alert")
+            wanted = notable(rig)
+            await until(
+                lambda: [(d["sequence"], d["head"]) for d in reader.told()][-len(wanted) :] == wanted,
+                "all of it",
+            )
+
+    asyncio.run(work())
+    [replaced] = [d for d in told(store) if d["action"] == "replaced"]
+    assert replaced["priority"] == "critical"
