@@ -109,18 +109,18 @@ def _remains_s(since: float, bantime: float, now: float) -> float:
     return min(lasts, since + lasts - now)  # a ban from the future lasts no longer for it
 
 
-def read_ignored(folder: str | os.PathLike[str], found: Found) -> None:
-    """Add the ignore lists of the enabled jails that the configuration in `folder` describes. Raises InputError."""
+def read_ignored(folder: str | os.PathLike[str], found: Found) -> str:
+    """Add the ignore lists of the enabled jails that the configuration in `folder` describes; the database that it
+    names ("None" and ":memory:" are none). Raises InputError."""
     name = os.fspath(folder)
     if not Path(name).is_dir():
         raise InputError(f"{name}: no such folder", remedy="name fail2ban's configuration with --directory")
     said = _ask(name)
     if said is None:
         found.read.append(f"{name} (merged here)")
-        _read_files(Path(name), found)
-    else:
-        found.read.append(f"{name} (fail2ban-client -d)")
-        _read_dump(said, name, found)
+        return _read_files(Path(name), found)
+    found.read.append(f"{name} (fail2ban-client -d)")
+    return _read_dump(said, name, found)
 
 
 def _ask(folder: str) -> str | None:
@@ -141,11 +141,13 @@ def _ask(folder: str) -> str | None:
     return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else None
 
 
-def _read_dump(said: str, folder: str, found: Found) -> None:
+def _read_dump(said: str, folder: str, found: Found) -> str:
     """Each line is a command to the server, as a Python list."""
-    lists = _Lists()
+    lists, database = _Lists(), DATABASE
     for line in said.splitlines():
-        if not line.startswith("['") or ("ignore" not in line and "config-error" not in line):
+        if not line.startswith("['") or not any(
+            word in line for word in ("ignore", "config-error", "dbfile")
+        ):
             continue
         try:
             command = literal_eval(line)
@@ -157,9 +159,12 @@ def _read_dump(said: str, folder: str, found: Found) -> None:
                     lists.add("ignoreip", str(word), folder, jail)
             case ["set", str(jail), "ignorecommand", str(text)] if text:
                 lists.add("ignorecommand", text, folder, jail)
+            case ["set", "dbfile", str(path)]:
+                database = path
             case ["config-error", str(text)]:
                 found.remark(folder, "", f"fail2ban says: {text}")
     lists.tell(found)
+    return database
 
 
 class _Lists:
@@ -278,18 +283,24 @@ def _line(text: str, section: str, option: str) -> int:
     return last
 
 
-def _read_files(folder: Path, found: Found) -> None:
+def _merged(folder: Path, name: str, found: Found) -> _Files:
+    """NAME.conf with what comes after it, in fail2ban's order."""
     files = _Files()
     named = [
-        folder / "jail.conf",
-        *sorted(folder.glob("jail.d/*.conf")),
-        folder / "jail.local",
-        *sorted(folder.glob("jail.d/*.local")),
+        folder / f"{name}.conf",
+        *sorted(folder.glob(f"{name}.d/*.conf")),
+        folder / f"{name}.local",
+        *sorted(folder.glob(f"{name}.d/*.local")),
     ]
     for path in named:
         # A .local that is in the list has its turn there.
         local = path.with_suffix(".local")
         (files.add if local in named else files.add_with_local)(path, found)
+    return files
+
+
+def _read_files(folder: Path, found: Found) -> str:
+    files = _merged(folder, "jail", found)
     lists = _Lists()
     for jail in files.sections:
         if jail == "DEFAULT" or _value(files, jail, "enabled", found)[0].lower() not in _TRUE:
@@ -301,6 +312,7 @@ def _read_files(folder: Path, found: Found) -> None:
         if text:
             lists.add("ignorecommand", text, where, jail)
     lists.tell(found)
+    return _value(_merged(folder, "fail2ban", found), "Definition", "dbfile", found)[0] or DATABASE
 
 
 def _value(files: _Files, jail: str, option: str, found: Found) -> tuple[str, str]:

@@ -8,6 +8,7 @@ import os
 import pty
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tomllib
@@ -18,11 +19,11 @@ from typing import Any
 
 import pytest
 from enforcer_rig import Rig
-from gatewatch.config import imports
+from gatewatch.config import import_fail2ban, imports
 from gatewatch.config.imports import FOREVER_S, Found, pieces_of, plan
 from gatewatch.daemon.cli import main
 from gatewatch.daemon.enforcer.rails import PREFIXES, Limits, Rails
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lab.lab import HOSTS, Lab, unmet, wait_for
 
@@ -39,6 +40,7 @@ limits = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(networks, limits)
 def test_a_range_is_split_into_what_can_be_blocked_and_never_widened(network: Any, limits: Limits) -> None:
     pieces = list(pieces_of(network, RAILS._replace(limits=limits)))
@@ -105,6 +107,7 @@ def test_ranges_do_not_become_more_blocks_than_the_rails_allow() -> None:
     assert len(found.remarks) == 79 - 3
 
 
+@settings(deadline=None)
 @given(st.lists(networks, max_size=8), st.lists(networks, max_size=8))
 def test_no_block_touches_what_is_ignored(bans: list[Any], ignored: list[Any]) -> None:
     found = found_of({str(n): 60 for n in bans}, [str(n) for n in ignored])
@@ -267,6 +270,29 @@ def test_what_cannot_be_read_is_one_line(
     assert told.count("\n") == 1
 
 
+def test_where_nothing_is_named_its_own_configuration_says_where_the_bans_are(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(import_fail2ban, "FOLDER", str(files / "f"))
+    monkeypatch.setattr(import_fail2ban, "DATABASE", str(files / "default"))
+    words = ["config", "import", "fail2ban", "--rails", "rails.toml", "--dry-run", "--json"]
+    assert main(words) == 1
+    assert "fail2ban was not found on this machine" in capsys.readouterr().err
+    (files / "f").mkdir()
+    (files / "f" / "jail.conf").write_text("[a]\nenabled = false\n")
+    assert main(words) == 0
+    why = [r["why"] for r in json.loads(capsys.readouterr().out)["not_taken"]]
+    assert why[-1] == "fail2ban's database is not there: no bans are read"
+    (files / "f" / "fail2ban.local").write_text(f"[Definition]\ndbfile = {files}/bans\n")
+    with contextlib.closing(sqlite3.connect(files / "bans")) as made, made:
+        made.execute("CREATE TABLE bips(ip TEXT, jail TEXT, timeofban INTEGER, bantime INTEGER)")
+        made.execute("INSERT INTO bips VALUES ('198.51.100.7', 'sshd', 1, -1)")
+    assert main(words) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["read"][-1] == str(files / "bans")
+    assert (said["bans"]["imported"], said["bans"]["permanent"]) == (1, 1)
+
+
 @pytest.fixture(scope="module")
 def bare() -> Iterator[Lab]:
     why = unmet() or ("" if shutil.which("fail2ban-server") else "fail2ban is not installed")
@@ -327,7 +353,7 @@ def test_a_running_fail2ban_is_taken_over(rig: Rig) -> None:
         theirs.ban("second", "198.51.100.7", HOSTS["balancer"].v4)
         words = ["--database", str(theirs.database), "--directory", str(theirs.folder), "--json"]
         said = run(rig, *words, "--write-rails")
-        assert said["read"] == [str(theirs.database), f"{theirs.folder} (fail2ban-client -d)"]
+        assert said["read"] == [f"{theirs.folder} (fail2ban-client -d)", str(theirs.database)]
         bans = said["bans"]
         assert (bans["found"], bans["imported"], bans["already"], bans["shortened"]) == (5, 3, 0, 1)
         refused = {r["address"]: r["rail"] for r in bans["refused"]}

@@ -13,7 +13,7 @@ import pytest
 from gatewatch.config import import_crowdsec as crowdsec
 from gatewatch.config.imports import Found
 from gatewatch.daemon.errors import InputError
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
@@ -145,6 +145,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(json_values)
 def test_any_json_is_read_or_one_error(said: Any) -> None:
     with contextlib.suppress(InputError):

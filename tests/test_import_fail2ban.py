@@ -14,7 +14,7 @@ import pytest
 from gatewatch.config import import_fail2ban as fail2ban
 from gatewatch.config.imports import FOREVER_S, Found
 from gatewatch.daemon.errors import InputError
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 NOW = 1_800_000_000
@@ -162,6 +162,7 @@ def test_what_is_no_database_is_one_error_that_names_it(tmp_path: Path, make: An
         fail2ban.read_bans(path, Found(), NOW)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 40_000), st.binary(min_size=1, max_size=8)), min_size=1, max_size=20)
 )
@@ -221,6 +222,15 @@ JAILS: dict[str, dict[str, str]] = {
     "includes itself": {
         "jail.conf": "[INCLUDES]\nbefore = jail.conf\n[a]\nenabled = true\nignoreip = 198.51.100.1\n"
     },
+    "a database": {
+        "jail.conf": "[a]\nenabled = true\nignoreip = 198.51.100.1\n",
+        "fail2ban.conf": "[DEFAULT]\nbase = /elsewhere\n[Definition]\ndbfile = /x\n",
+        "fail2ban.local": "[Definition]\ndbfile = %(base)s/f.sqlite3\n",
+    },
+    "no database": {
+        "jail.conf": "[a]\nenabled = true\nignoreip = 198.51.100.1\n",
+        "fail2ban.d/a.conf": "[Definition]\ndbfile = None\n",
+    },
     "a command": {
         "jail.conf": "[a]\nenabled = true\nignoreip = 198.51.100.1\nignorecommand = /bin/ask <ip>\n"
     },
@@ -237,10 +247,10 @@ def configuration(folder: Path, files: dict[str, str]) -> Path:
     return folder
 
 
-def ignored_of(folder: Path) -> tuple[set[str], list[tuple[str, str]], str]:
+def ignored_of(folder: Path) -> tuple[set[str], list[tuple[str, str]], str, str]:
     found = Found()
-    fail2ban.read_ignored(folder, found)
-    return {str(n) for n in found.ignored}, [(r.value, r.why) for r in found.remarks], found.read[0]
+    path = fail2ban.read_ignored(folder, found)
+    return {str(n) for n in found.ignored}, [(r.value, r.why) for r in found.remarks], path, found.read[0]
 
 
 @pytest.mark.parametrize("files", JAILS.values(), ids=JAILS.keys())
@@ -276,7 +286,7 @@ def test_ignore_lists_of_a_configuration_that_fail2ban_refuses_are_read_as_far_a
     (folder / "jail.d" / "bytes.conf").write_bytes(b"[e]\nenabled = true\nignoreip = 198.51.100.4 \xff\x00\n")
     (folder / "jail.d" / "loop.conf").symlink_to("loop.conf")
     os.mkfifo(folder / "jail.d" / "pipe.conf")
-    networks, remarks, _ = ignored_of(folder)
+    networks, remarks, *_ = ignored_of(folder)
     assert networks == {"198.51.100.2/32", "198.51.100.3/32", "198.51.100.4/32"}
     told = dict(remarks)
     assert "circle" in told["%(x)s"]
@@ -311,6 +321,7 @@ def test_the_jails_that_share_a_list_are_named_together(
     assert [i.where.partition(", ")[2] for i in found.ignored.values()] == ["jails a, b, c and 2 more"]
 
 
+@settings(deadline=None)
 @given(st.text(max_size=400), st.text(max_size=100))
 def test_any_configuration_is_read_or_remarked_on(tmp_path_factory: Any, text: str, value: str) -> None:
     folder = tmp_path_factory.mktemp("any")
@@ -319,6 +330,7 @@ def test_any_configuration_is_read_or_remarked_on(tmp_path_factory: Any, text: s
     fail2ban._read_files(folder, Found())
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(max_size=60) | st.sampled_from(["['set', 'a', 'addignoreip', 1]", "['" + "[" * 500])))
 def test_whatever_fail2ban_client_says_is_read_or_passed_over(lines: list[str]) -> None:
     fail2ban._read_dump("\n".join(lines), "folder", Found())

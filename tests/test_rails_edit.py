@@ -11,7 +11,7 @@ import pytest
 from gatewatch.config import rails_edit
 from gatewatch.config.rails_edit import difference, with_never_block, write
 from gatewatch.daemon.errors import ConfigError, PrivilegeError
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 ADDED = [
@@ -102,6 +102,7 @@ def test_what_the_enforcer_would_not_read_is_not_written() -> None:
         with_never_block("never_block = []\n", [("no address", "")], "rails.toml")
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.one_of(

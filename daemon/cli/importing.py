@@ -71,7 +71,7 @@ def fail2ban(
     database: Annotated[
         Path | None,
         typer.Option(
-            "--database", metavar="FILE", help="Its database; default: /var/lib/fail2ban/fail2ban.sqlite3."
+            "--database", metavar="FILE", help="Its database; default: what its configuration says (dbfile)."
         ),
     ] = None,
     directory: Annotated[
@@ -88,17 +88,21 @@ def fail2ban(
 ) -> None:
     """Take over fail2ban's bans that have not ended, and propose its ignore lists for never_block.
 
-    Both defaults are used where they exist, unless only the other is named.
+    Where one of both is named, the other is not read.
     """
     from ...config.import_fail2ban import DATABASE, FOLDER, read_bans, read_ignored
     from ...config.imports import Found
 
     found = Found()
     default = database is None and directory is None
-    if database is not None or (default and Path(DATABASE).exists()):
-        read_bans(database or DATABASE, found, time.time())
+    theirs = DATABASE if default else ""
     if directory is not None or (default and Path(FOLDER).exists()):
-        read_ignored(directory or FOLDER, found)
+        named = read_ignored(directory or FOLDER, found)
+        theirs = named if default else ""
+    if database is not None or (theirs and Path(theirs).exists()):
+        read_bans(database or theirs, found, time.time())
+    elif theirs and found.read:
+        found.remark(theirs, "", "fail2ban's database is not there: no bans are read")
     if not found.read:
         raise InputError(
             "fail2ban was not found on this machine", remedy="name its files with --database and --directory"
