@@ -33,7 +33,7 @@ from gatewatch.daemon.enforcer.probe import Probe
 from gatewatch.daemon.enforcer.rails import service_of
 
 lock = open(sys.argv[1], "w")
-fcntl.flock(lock, fcntl.LOCK_EX)
+fcntl.flock(os.dup(lock.fileno()), fcntl.LOCK_EX)
 asked = {name: [service_of(s) for s in each] for name, each in json.loads(sys.argv[2]).items()}
 probe = Probe(Nft(), asked)
 print("started", flush=True)
@@ -372,7 +372,7 @@ def test_an_enforcer_that_is_killed_leaves_nothing_but_a_table_that_the_next_one
     process = wait_for("a probe in the middle of its work", lambda: caught(gateway))
     child = children(process.pid)[0]
     process.kill()
-    process.communicate()
+    process.wait()
     wait_for("the child's end", lambda: not Path(f"/proc/{child}").exists())
     wait_for("the interface's end", lambda: gateway.interfaces() == {"lo", "eth0"})
     assert "gatewatch_probe" in gateway.nft("list tables")
@@ -450,7 +450,7 @@ def test_whoever_does_not_wait_for_it_gets_the_same_outcomes(gateway: Gateway) -
     ("before", "said"),
     [
         (("setpriv", "--bounding-set", "-all"), "not permitted"),
-        (("prlimit", "--nofile=6"), "Too many open files"),
+        (("prlimit", "--nofile=7"), "Too many open files"),
     ],
     ids=["no capability", "no descriptors"],
 )
@@ -473,7 +473,7 @@ def caught(gateway: Gateway) -> subprocess.Popen[str] | None:
             if len(gateway.interfaces()) == 3:
                 return process
     process.kill()
-    process.communicate()
+    process.wait()
     return None
 
 
