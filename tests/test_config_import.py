@@ -211,6 +211,7 @@ def test_rails_are_written_before_the_enforcer_is_asked(
     said = capsys.readouterr()
     assert said.err.startswith("gatewatch: enforcer at ")
     assert said.err.count("\n") == 1
+    assert said.out.startswith("wrote rails.toml; `systemctl reload")
     now = files / "rails.toml"
     assert tomllib.loads(now.read_text())["never_block"] == ["203.0.113.7/32"]
     assert now.stat().st_mode & 0o777 == 0o640

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from ..errors import EnforcerError, InputError, UsageError
+from ..errors import ConfigError, EnforcerError, InputError, UsageError
 from .options import ConfigOption, StateOption, load_config, socket_path
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def _take_over(found: Found, asked: Asked) -> None:
     in_force = load(asked.rails or config.rails)
     wanted = plan(found, in_force)
     said: dict[str, Any] = {"from": asked.program, "dry_run": asked.dry_run, "read": found.read}
-    said["never_block"] = _rails(wanted, in_force, asked)
+    said["never_block"] = _rails(wanted, found, in_force, asked)
     if asked.dry_run:
         said["bans"] = _judge(wanted.blocks, in_force)
     else:
@@ -198,13 +198,19 @@ def _take_over(found: Found, asked: Asked) -> None:
         _summary(said)
 
 
-def _rails(wanted: Plan, rails: Rails, asked: Asked) -> dict[str, Any]:
+def _rails(wanted: Plan, found: Found, rails: Rails, asked: Asked) -> dict[str, Any]:
     """The rails file with the ignore lists in it, written where that is wanted; what was proposed."""
     from ...config.rails_edit import difference, with_never_block
     from ...config.rails_edit import write as put
 
     added = [(str(i.network), f"from {asked.program}: {i.where}") for i in wanted.proposed]
-    after = with_never_block(rails.text, added, rails.path)
+    try:
+        after = with_never_block(rails.text, added, rails.path)
+    except ConfigError as error:
+        if asked.write_rails:
+            raise
+        found.remark(rails.path, "", error.message)
+        after = rails.text
     diff = difference(rails.text, after, rails.path)
     written = False
     if asked.write_rails and not asked.dry_run and added:
@@ -215,6 +221,8 @@ def _rails(wanted: Plan, rails: Rails, asked: Asked) -> dict[str, Any]:
             written = True
         if written:
             put(Path(rails.path), rails.text, after)
+            if not asked.as_json:
+                print(f"wrote {rails.path}; `systemctl reload gatewatch-enforcer` (SIGHUP) makes it count")
     proposed = [{"network": n, "from": i.where} for (n, _), i in zip(added, wanted.proposed, strict=True)]
     return {
         "rails": rails.path,
@@ -303,13 +311,7 @@ def _summary(said: dict[str, Any]) -> None:
             [f"{r['where']}: {r['value']}{': ' if r['value'] else ''}{r['why']}" for r in said["not_taken"]]
         )
     print(f"ignore lists: {len(never['proposed']):,} for never_block, {never['covered']:,} covered already")
-    if never["written"]:
-        print(
-            printable(
-                f"  written to {never['rails']}; `systemctl reload gatewatch-enforcer` (SIGHUP) makes it count"
-            )
-        )
-    elif never["proposed"]:
+    if never["diff"] and not never["written"]:
         _show(never["diff"])
         print("  --write-rails makes this change")
 
