@@ -36,6 +36,7 @@ from gatewatch.daemon.enforcer.rails import Endpoint
 from lab.lab import HOSTS, Lab, unmet, wait_for
 
 GATEWAY = HOSTS["gateway"]
+FAR = "203.0.113.250"
 UNKNOWN = ("Unknown device type", "No such file or directory", "not supported")
 RecordProperty = Callable[[str, object], None]
 
@@ -273,6 +274,10 @@ def test_a_bridge_that_does_not_ask_the_hooks_is_named(
     (found,) = passes_by(site, models, address)
     assert found.kind == "bridge"
     assert f"bridge br0 passes what goes between its ports (up0, c0) on to {address} of models" in found.what
+    site.ip("gateway", f"route add {FAR} via {BESIDE}")
+    assert site.find(endpoint([f"{FAR}:{FRONT}/udp"])) == [], (
+        "what is beyond a router is not behind the bridge"
+    )
     if not filtered:
         return
     if remedy == "for one":

@@ -65,7 +65,7 @@ def test_a_request_with_its_answer_is_covered_and_a_silent_endpoint_is_not(
     }  # fmt: skip
     assert found["silent"]["covered"] is False
     assert found["silent"]["packets"] == 0
-    assert nft.table(drill.DRILL) is None
+    assert nft.table(killtable.DRILL) is None
     assert drill.stop(nft) == [], "no drill was running"
 
 
@@ -192,9 +192,9 @@ def test_what_it_calls_covered_the_kill_switch_stops(bare: Lab, nft: Nft) -> Non
 def test_what_others_put_into_its_table_counts_for_nothing(bare: Lab, nft: Nft) -> None:
     stop = drilled(nft, endpoint([ANY_UDP]))
     for comment in ("models", "models front x d data and more", "\\x00", "a b"):
-        nft.run(f'add rule inet {drill.DRILL} input counter comment "{comment}"')
-        nft.run(f'add rule inet {drill.DRILL} came_0 ip saddr 192.0.2.0/24 comment "{comment}"')
-    nft.run(f"add chain inet {drill.DRILL} led_7")
+        nft.run(f'add rule inet {killtable.DRILL} input counter comment "{comment}"')
+        nft.run(f'add rule inet {killtable.DRILL} came_0 ip saddr 192.0.2.0/24 comment "{comment}"')
+    nft.run(f"add chain inet {killtable.DRILL} led_7")
     found = stop()
     assert found["models"]["packets"] == 0
     assert found["models"]["covered"] is False

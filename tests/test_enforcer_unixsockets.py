@@ -144,6 +144,9 @@ family, place = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, (sys.
 kept = [socket.create_server(place, family=family, dualstack_ipv6=place[0] == "::")]
 quic = socket.socket(family, socket.SOCK_DGRAM)
 quic.bind(place)
+logs = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+logs[0].bind(chr(0) + "datagrams-are-no-way-to-a-model")
+logs[1].connect(logs[0].getsockname())
 for path in sys.argv[3:]:
     kept.append(socket.socket(socket.AF_UNIX))
     kept[-1].bind(path.replace("@", chr(0)))
@@ -187,6 +190,34 @@ def test_well_known_unix_sockets_are_left_out(site: Site) -> None:
     site.lab.run_in("gateway", ["mkdir", "-p", "/run/dbus"])
     with server(site, ["/run/dbus/for-a-test", "/var/run/docker.for-a-test"]):
         assert site.find(endpoint([f"*:{FRONT}/tcp"])) == []
+
+
+@pytest.mark.lab
+def test_the_unix_sockets_of_others_are_not_meant(site: Site) -> None:
+    path = str(site.lab.folder / "others.sock")
+    with site.lab.inside("gateway"):
+        listener, asking = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    with listener, asking, server(site, []):
+        listener.bind(path)
+        listener.listen()
+        asking.connect(path)
+        assert site.find(endpoint([f"*:{FRONT}/tcp"])) == []
+
+
+@pytest.mark.lab
+def test_a_watch_that_is_asked_without_end_looks_now_and_then(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[None] = []
+    monkeypatch.setattr(unixsockets, "_PAUSE_S", 3600.0)
+    monkeypatch.setattr(unixsockets, "_named", lambda: looks.append(None) or ({}, {}))
+    watch = bypass.Watch([endpoint([f"*:{FRONT}/tcp"])])
+    with site.lab.inside("gateway"):
+        for _ in range(9):
+            watch.sample()
+        assert len(looks) == 1
+        watch.found()
+        assert len(looks) == 2, "at the end it looks in any case"
 
 
 @pytest.mark.lab

@@ -29,6 +29,7 @@ _WELL_KNOWN = (
     "/var/lib/sss/", "/run/avahi-daemon/", "/run/gatewatch", "/var/lib/gatewatch/",
 )  # fmt: skip
 _AGAIN_S = 1.0
+_PAUSE_S = 0.05
 _MOST_DESCRIPTORS = 65_536
 _MOST_FOUND = 200
 
@@ -45,18 +46,21 @@ class Watch:
     """Looks again and again, as a proxy's connection to its model often lasts no longer than a request.
 
     `sample` reads the descriptors of the servers, and once a second those of every process, as a proxy that is
-    reloaded has new workers.
+    reloaded has new workers. Called more than twenty times a second it does nothing.
     """
 
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
         self._endpoints = tuple(endpoints)
         self._holders: dict[int, set[tuple[str, Service, bool]]] = {}
-        self._looked = float("-inf")
+        self._looked = self._sampled = float("-inf")
         self._found: dict[Bypass, None] = {}
 
     def sample(self) -> None:
         """Look once. Raises OSError where the kernel does not list sockets."""
         now = time.monotonic()
+        if now - self._sampled < _PAUSE_S:
+            return
+        self._sampled = now
         if now - self._looked > _AGAIN_S:
             self._looked = now
             self._find_holders()
@@ -74,6 +78,7 @@ class Watch:
 
     def found(self) -> list[Bypass]:
         """What every sample saw, this moment's as well."""
+        self._sampled = float("-inf")
         try:
             self.sample()
         except OSError as error:
