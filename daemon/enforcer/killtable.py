@@ -1,4 +1,4 @@
-"""The table `inet gatewatch_kill` and its two relatives: the drill, which counts, and the break-glass file.
+"""The table `inet gatewatch_kill`, and the break-glass file, which makes one like it.
 
 A rule matches the ports of an endpoint and nothing else, in both directions, before connection tracking and
 after it, on every interface and on loopback. What the kernel holds is read back and compared, rule by rule.
@@ -89,19 +89,6 @@ def _base(hook: str) -> str:
     return f"type filter hook {hook} priority {PRIORITY}; policy accept;"
 
 
-def render_drill(endpoints: Mapping[str, tuple[Service, ...]]) -> str:
-    """A table that counts what a kill switch would drop, at the hooks that see every packet once."""
-    names = list(endpoints)
-    counters = "".join(f"counter e{i} {{ }}\n" for i in range(len(names)))
-    rules = "".join(
-        f'{_match(s, side)} counter name "e{i}"\n'
-        for i, name in enumerate(names)
-        for s in endpoints[name]
-        for side in ("d", "s")
-    )
-    return _table(DRILL, f"{counters}chain endpoints {{\n{rules}}}\n", ("prerouting", "output"))
-
-
 def remove(table: str) -> str:
     """Commands that take the table away, whether it is there or not."""
     return f"add table inet {table}\ndelete table inet {table}\n"
@@ -149,23 +136,6 @@ def held(nft: Nft, table: str) -> Held | None:
     unchanged &= chains == _chains(endpoints, resets)
     services = {name: frozenset(s) for name, s in endpoints.items()}
     return Held(services, unchanged, len(chains.get("endpoints", [])), resets)
-
-
-def counted(nft: Nft) -> list[int] | None:
-    """Packets that the drill's counters have seen, in the order of its endpoints; None where there is no drill."""
-    listed = nft.table(DRILL)
-    if listed is None:
-        return None
-    counters = {o["counter"]["name"]: int(o["counter"]["packets"]) for o in listed if "counter" in o}
-    return [counters[f"e{i}"] for i in range(len(counters))]
-
-
-def _table(table: str, endpoints: str, hooks: tuple[str, ...]) -> str:
-    bases = "".join(
-        f"chain {h} {{\ntype filter hook {h} priority {PRIORITY}; policy accept;\njump endpoints\n}}\n"
-        for h in hooks
-    )
-    return f"{remove(table)}table inet {table} {{\n{endpoints}{bases}}}\n"
 
 
 def _match(service: Service, side: str) -> str:
