@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 from enforcer_rig import ANALYSER_UID, FRONT, OTHER, RAILS, Rig, flows, stopped
+from gatewatch.daemon.supervisor import identity
 from lab.lab import HOSTS, Lab, unmet, wait_for
+from lab.running import Gatewatch
 
 pytestmark = pytest.mark.lab
 
@@ -181,9 +183,9 @@ def served(rig: Rig) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def liar(rig: Rig, program: str, *words: str) -> Iterator[subprocess.Popen[str]]:
+def liar(state: Path, program: str, *words: str, uid: int = ANALYSER_UID) -> Iterator[subprocess.Popen[str]]:
     """A process with the analyser's credentials; `connect()` in it makes a line to the enforcer."""
-    arguments = [str(ANALYSER_UID), str(rig.state / "run" / "enforcer.sock"), *words]
+    arguments = [str(uid), str(state / "run" / "enforcer.sock"), *words]
     with subprocess.Popen(
         [sys.executable, "-I", "-c", _LIAR + program, *arguments],
         stdin=subprocess.PIPE,
@@ -246,7 +248,7 @@ def test_a_block_around_whom_it_may_not_block_lets_these_through(rig: Rig) -> No
 
 
 def test_of_ten_thousand_blocks_only_so_many_a_minute_get_through(rig: Rig) -> None:
-    with served(rig), liar(rig, _TEN_THOUSAND) as process:
+    with served(rig), liar(rig.state, _TEN_THOUSAND) as process:
         said = done(process)
     assert said["refused"] == {"most_new_per_minute": 10_000 - said["ok"]}
     assert 20 <= said["ok"] <= 20 * (1 + said["seconds"] // 60)
@@ -257,7 +259,7 @@ def test_of_ten_thousand_blocks_only_so_many_a_minute_get_through(rig: Rig) -> N
 
 
 def test_what_is_no_request_is_refused_and_written_down(rig: Rig) -> None:
-    with served(rig), liar(rig, _NONSENSE) as process:
+    with served(rig), liar(rig.state, _NONSENSE) as process:
         said = done(process)
     assert said["rails"] == {"protocol": said["sent"]}
     assert said["too_long_to_send"] == "EMSGSIZE"
@@ -267,7 +269,7 @@ def test_what_is_no_request_is_refused_and_written_down(rig: Rig) -> None:
 
 @pytest.mark.parametrize("habit", ["idle", "deaf", "many", "hasty"])
 def test_whatever_it_does_with_connections_people_are_served(rig: Rig, habit: str) -> None:
-    with liar(rig, _CONNECTIONS, habit) as process:
+    with liar(rig.state, _CONNECTIONS, habit) as process:
         assert done(process) == "begun"
         with served(rig):
             assert done(process) == "going on"
@@ -276,6 +278,48 @@ def test_whatever_it_does_with_connections_people_are_served(rig: Rig, habit: st
             assert rig.command("engage", "--endpoint", "models", "--reason", "test")[0] == 0
             assert rig.unreachable(FRONT)
         assert process.poll() is None
+
+
+def counted(alert: dict[str, Any]) -> int:
+    """For how many refusals it stands."""
+    said = (what.removeprefix("count: ") for what in alert["what"] if what.startswith("count: "))
+    return int(alert.get("count") or next(said, 1))
+
+
+def test_every_lie_is_told_to_the_sinks(lab: Lab) -> None:
+    lies = [
+        ({**BLOCK, "address": MANAGEMENT.v4}, "management"),
+        ({**BLOCK, "address": "0.0.0.0/0"}, "smallest_prefix_ipv4"),
+        ({**BLOCK, "address": BALANCER.v4}, "proxies"),
+        ({"request": "release", "reason": "a lie"}, "release"),
+        ({"request": "kill", "endpoints": ["chat"], "reason": "a lie"}, "kill_without_person"),
+        ({"request": "what?"}, "protocol"),
+    ]
+    more = 200
+    with Gatewatch(lab) as watch:
+        uid = identity("gatewatch", 0).uid
+        asked = [ask for ask, _ in lies] + [lies[0][0]] * more
+        with liar(watch.state, _ALL, json.dumps(asked), uid=uid) as process:
+            answers = done(process)
+        assert [a["rail"] for a in answers[: len(lies)]] == [rail for _, rail in lies]
+        assert not any(a["ok"] for a in answers)
+
+        def told() -> list[dict[str, Any]]:
+            return [
+                a
+                for a in watch.alerts()
+                if a["event"] == "audit" and a["outcome"] == "refused" and a["by"] in ("analyser", "")
+            ]
+
+        wait_for("every lie at the sink", lambda: {a["rail"] for a in told()} >= {rail for _, rail in lies})
+        assert {a["priority"] for a in told() if a["rail"]} == {"high"}
+        first = next(a for a in told() if a["rail"] == "management")
+        assert (first["action"], first["target"], first["by"]) == ("block", MANAGEMENT.v4, "analyser")
+        # Those that are too many to tell each are told as counts: some by now, the last once a minute or at the end.
+        watch.stop()
+        watch.start()
+        wait_for("all of them", lambda: sum(map(counted, told())) >= len(lies) + more, 40)
+        assert sum(map(counted, told())) == len(lies) + more
 
 
 _LIAR = """
@@ -302,6 +346,12 @@ for n in range(10000):
     if not answer["ok"]:
         refused[answer["rail"]] += 1
 print(json.dumps({"ok": ok, "refused": refused, "seconds": time.monotonic() - begun}), flush=True)
+sys.stdin.read()
+"""
+
+_ALL = """
+s = connect()
+print(json.dumps([ask(s, one) for one in json.loads(sys.argv[3])]), flush=True)
 sys.stdin.read()
 """
 
