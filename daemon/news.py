@@ -191,15 +191,16 @@ class News:
         if not (whole(sequence) and whole(oldest) and _seal(head)):
             raise EnforcerError("the enforcer gave an answer to `follow` that is none")
         place, now_ns, journal = self._place, time.time_ns(), (sequence, head)
-        shorter = sequence < place.sequence
-        if shorter or (sequence == place.sequence and place.head and head != place.head):
+        seal = head if sequence == place.sequence else answer.get("seal")  # of the entry where we stand
+        there = oldest <= place.sequence and isinstance(seal, str)
+        if sequence < place.sequence or (place.head and there and seal != place.head):
             told = document(
                 f"enforcer-replaced-{place.sequence}-{place.head[:12]}-{head[:12]}",
                 now_ns,
                 *journal,
                 action="replaced",
                 title="the enforcer's journal was replaced or its end cut off",
-                reason=f"it ends at entry {sequence}; entry {place.sequence} was there, with the seal {place.head}",
+                reason=f"it ends at entry {sequence}, and has no entry {place.sequence} with the seal {place.head}",
                 priority="critical",
             )
             self._commit([told], Place(counted=place.counted), now_ns)

@@ -24,9 +24,11 @@ from gatewatch.daemon.errors import StoreError
 from gatewatch.daemon.events import NS_PER_S
 from gatewatch.daemon.news import MOST_REFUSALS, NOTE, News
 from gatewatch.daemon.store import Store
+from gatewatch.daemon.supervisor import identity
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lab.lab import HOSTS, Lab, unmet
+from lab.lab import HOSTS, Lab, unmet, wait_for
+from lab.running import Gatewatch
 
 LIMIT_S = 30.0
 WALL = 1_764_000_000 * NS_PER_S
@@ -117,12 +119,11 @@ class Following:
             client.setblocking(False)  # who does not read is dropped
             with self._lock:
                 self.asked.append(message["after"])
+                at = [head for entry, head in self.entries if entry["seq"] == message["after"]]
                 answer = {
-                    "ok": True,
-                    "sequence": len(self.entries),
-                    "head": self._head,
-                    "oldest": self.oldest,
-                }
+                    "ok": True, "sequence": len(self.entries), "head": self._head, "oldest": self.oldest,
+                    "seal": at[0] if at else "",
+                }  # fmt: skip
                 past = [
                     self._message(entry, head)
                     for entry, head in self.entries
@@ -308,18 +309,19 @@ def test_a_replaced_journal_is_a_critical_alert_and_is_followed_from_its_beginni
     asyncio.run(work())
 
 
-def test_a_journal_of_the_same_length_and_another_seal_was_replaced_too(
-    enforcer: Following, store: Store
+@pytest.mark.parametrize("more", [0, 1, 5])
+def test_a_journal_as_long_or_longer_with_another_seal_was_replaced_too(
+    enforcer: Following, store: Store, more: int
 ) -> None:
     async def work() -> None:
         enforcer.note({"do": "start", "pid": 1}, {"do": "start", "pid": 2})
         async with reading(enforcer.path, store) as reader:
             await until(lambda: len(reader.told()) == 2, "two")
         enforcer.replace()
-        enforcer.note({"do": "start", "pid": 1}, {"do": "start", "pid": 3})
+        enforcer.note({"do": "start", "pid": 1}, {"do": "start", "pid": 3}, *[{"do": "stop"}] * more)
         async with reading(enforcer.path, store) as reader:
-            await until(lambda: len(reader.told()) == 4, "the alert and the entry that differs")
-        assert [d["action"] for d in told(store)] == ["start", "start", "replaced", "start"]
+            await until(lambda: len(reader.told()) == 4 + more, "the alert and the entries that differ")
+        assert [d["action"] for d in told(store)] == ["start", "start", "replaced", "start"] + ["stop"] * more
 
     asyncio.run(work())
 
@@ -562,6 +564,8 @@ def test_another_journal_under_a_real_enforcer_is_a_critical_alert(rig: Rig, sto
             rig.stop()
             shutil.rmtree(rig.state / "enforcer")
             rig.start()
+            for n in range(20):
+                rig.enforcer().block(f"203.0.113.{n}", ttl_s=60, reason="x")  # the new one grows longer
             await until(lambda: "replaced" in {d["action"] for d in reader.told()}, "the alert")
             wanted = notable(rig)
             await until(
@@ -572,3 +576,35 @@ def test_another_journal_under_a_real_enforcer_is_a_critical_alert(rig: Rig, sto
     asyncio.run(work())
     [replaced] = [d for d in told(store) if d["action"] == "replaced"]
     assert replaced["priority"] == "critical"
+
+
+@pytest.mark.lab
+def test_a_lie_with_the_analysers_credentials_is_an_alert_though_analyser_and_shipper_are_killed(
+    lab: Lab,
+) -> None:
+    lie = {"request": "block", "address": "0.0.0.0/0", "ttl_s": 60, "reason": "a lie"}
+    with Gatewatch(lab, observe=True) as watch:
+        analyser = identity("gatewatch", 0).uid
+        assert analyser is not None
+
+        def alerts(action: str) -> list[dict[str, Any]]:
+            return [a for a in watch.alerts() if a["event"] == "audit" and a["action"] == action]
+
+        Rig.ask_as(watch, analyser, lie)  # type: ignore[arg-type]
+        [refused] = wait_for("the alert", lambda: alerts("block"))
+        assert (refused["outcome"], refused["priority"], refused["target"]) == (
+            "refused",
+            "high",
+            "0.0.0.0/0",
+        )
+        watch.kill("analyser", "shipper")
+        watch.kill_switch("engage", "--endpoint", "chat", "--reason", "a test")
+        watch.kill_switch("release", "--endpoint", "chat", "--reason", "over")
+        [kill] = wait_for("the kill", lambda: alerts("kill"), 30)
+        [release] = wait_for("the release", lambda: alerts("release"), 30)
+        assert kill["target"] == release["target"] == "chat"
+        told = [a for a in watch.alerts() if a["event"] == "audit"]
+        assert len({a["key"] for a in told}) == len(told)
+        assert all(a["key"] == a["id"] for a in told)
+        verified = watch.listing("audit", "verify")[0]
+        assert verified["sequence"] >= release["sequence"]

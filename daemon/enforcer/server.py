@@ -233,10 +233,14 @@ class Server:
         """From now on this client is told what is noted. It asks nothing else."""
         journal = self._authority.journal
         full = len(journal.remembered) == journal.remembered.maxlen
-        oldest = journal.remembered[0][0]["seq"] if full else journal.first
+        held = journal.remembered[0][0]["seq"] if journal.remembered else journal.first
+        oldest = held if full else min(held, journal.first)  # before what a new file begins with, too
         self._followers[descriptor] = after
         self._fed = 0
-        return {"ok": True, "sequence": journal.sequence, "head": journal.head, "oldest": oldest}
+        seal = next((head for entry, head in journal.remembered if entry["seq"] == after), "")
+        return {
+            "ok": True, "sequence": journal.sequence, "head": journal.head, "oldest": oldest, "seal": seal,
+        }  # fmt: skip
 
     def _feed(self) -> None:
         """Tell those who follow what is new."""
