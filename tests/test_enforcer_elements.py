@@ -167,6 +167,19 @@ def test_whatever_changes_the_tables_shape_shows(nft: Nft, change: str) -> None:
 
 
 @pytest.mark.lab
+def test_a_table_with_flags_is_not_listed_by_a_library_that_breaks_on_it(nft: Nft) -> None:
+    nft.run("add table ip theirs; add chain ip theirs c; add table inet ours; add chain inet ours c")
+    assert nft.ruleset() and nft.table("ours")
+    assert nft.elements.flagged() == set()
+    nft.run("add table inet ours { flags dormant; }; add table ip theirs { flags dormant; }")
+    assert nft.elements.flagged() == {(2, "theirs"), (1, "ours")}
+    for _ in range(200):
+        assert nft.ruleset() == [] == nft.table("ours")
+    assert nft.table("nowhere") is None
+    assert nft.table(TABLE)
+
+
+@pytest.mark.lab
 def test_the_order_of_the_rules_belongs_to_the_shape(nft: Nft, bare: Lab) -> None:
     before = blocktable.held(nft)
     listed = bare.run_in("gateway", ["nft", "-a", "list", "chain", "inet", TABLE, "from_source"]).stdout

@@ -20,7 +20,9 @@ _NETFILTER = 12  # NETLINK_NETFILTER
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _BEGIN, _END = 16, 17  # NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END
 _BATCH = struct.pack("!BBH", 0, 0, _SUBSYSTEM)  # nfgenmsg: family, version, resource
-_INET = struct.pack("!BBH", 1, 0, 0)  # NFPROTO_INET
+INET = 1  # NFPROTO_INET
+_INET = struct.pack("!BBH", INET, 0, 0)
+_ANY = bytes(4)  # every family
 _NEW, _GET, _DELETE = (_SUBSYSTEM << 8 | kind for kind in (12, 13, 14))  # NFT_MSG_*SETELEM
 _CREATE = 0x400  # NLM_F_CREATE; without NLM_F_EXCL one that is there already is no error
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3  # NFTA_SET_ELEM_LIST_*
@@ -34,6 +36,7 @@ _LAYOUTS = {32 + size: struct.Struct(f"!12s{size}s4sQ4sQ") for size in (4, 16)}
 """By the length of an element: heads and key, head and timeout, head and what remains of it."""
 
 _GET_TABLE = _SUBSYSTEM << 8 | 1
+_TABLE_NAME, _TABLE_FLAGS = 1, 2  # NFTA_TABLE_*
 _PARTS: dict[int, tuple[int, ...]] = {
     _SUBSYSTEM << 8 | 4: (3, 4, 5, 7, 10),  # chains: name, hook, policy, type, flags
     _SUBSYSTEM << 8 | 7: (2, 4),  # rules: chain, expressions
@@ -90,7 +93,7 @@ class Elements:
             (body,) = self._ask(_GET_TABLE, named, 0)
         except MissingError:
             return None
-        found = [f"flags {attributes(body, 4).get(2, b'').hex()}"]  # NFTA_TABLE_FLAGS
+        found = [f"flags {attributes(body, 4).get(_TABLE_FLAGS, b'').hex()}"]
         for kind, kept in _PARTS.items():
             for body in self._ask(kind, named, DUMP):
                 given = attributes(body, 4)
@@ -101,17 +104,26 @@ class Elements:
             found.append(f"{name} {items}")
         return found
 
+    def flagged(self) -> set[tuple[int, str]]:
+        """(family, name) of every table that bears flags, anybody's."""
+        found = set()
+        for body in self._ask(_GET_TABLE, b"", DUMP, _ANY):
+            given = attributes(body, 4)
+            if any(given.get(_TABLE_FLAGS, b"")):
+                found.add((body[0], given.get(_TABLE_NAME, b"").rstrip(b"\0").decode("utf-8", "replace")))
+        return found
+
     def _dump(self, table: str, name: str) -> Iterator[bytes]:
         for body in self._ask(_GET, _list(table, name), DUMP):
             yield attributes(body, 4).get(_LIST_ELEMENTS, b"")
 
-    def _ask(self, kind: int, payload: bytes, flags: int) -> list[bytes]:
+    def _ask(self, kind: int, payload: bytes, flags: int, header: bytes = _INET) -> list[bytes]:
         """The bodies of the answer; asked again, a few times, where somebody changed any table meanwhile. Where that
         one was ours, the monitor hears of it."""
         bodies: list[bytes] = []
         for _ in range(_TRIES):
             try:
-                bodies = [body for _, body in self._netlink.ask(kind, _INET + payload, flags)]
+                bodies = [body for _, body in self._netlink.ask(kind, header + payload, flags)]
             except OSError as error:
                 raise _failed(error, "nftables") from None
             if not self._netlink.interrupted:

@@ -9,7 +9,7 @@ import os
 from typing import Any
 
 from ..errors import EnforcerError
-from .elements import Elements
+from .elements import INET, Elements
 
 # The bits of nft_ctx_output_set_flags, from nftables/libnftables.h.
 _JSON = 1 << 4
@@ -51,9 +51,11 @@ class Nft:
     def table(self, name: str) -> list[dict[str, Any]] | None:
         """What is in the table `inet name`, as libnftables-json(5) objects; None where there is none.
 
-        Empty where the listing is no JSON: libnftables 1.0.6 writes stray memory for a table with flags, and
-        none of ours has any.
+        Empty for a table with flags, and none of ours has any: libnftables 1.0.6 uses memory there that it has freed,
+        which ends in no JSON or in the end of this process.
         """
+        if (INET, name) in self.elements.flagged():
+            return []
         self._flags(_JSON | _NUMERIC)
         try:
             listed: list[dict[str, Any]] = json.loads(self._run(f"list table inet {name}"))["nftables"]
@@ -66,7 +68,10 @@ class Nft:
         return listed
 
     def ruleset(self) -> list[dict[str, Any]]:
-        """Everything that anybody has in the kernel, without the elements of sets; empty where it is no JSON."""
+        """Everything that anybody has in the kernel, without the elements of sets; empty where a table has flags (see
+        `table`) or it is no JSON."""
+        if self.elements.flagged():
+            return []
         self._flags(_JSON | _NUMERIC | _TERSE)
         try:
             listed: list[dict[str, Any]] = json.loads(self._run("list ruleset"))["nftables"]
