@@ -49,6 +49,49 @@ with targets.tempfile.TemporaryDirectory() as folder:
     life.said(sys.argv[2].encode(), targets.CALLERS[0])
 """
 
+LONG = r"""
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import targets
+from gatewatch.daemon.enforcer.protocol import MOST_BYTES, encode
+analyser, root, one, other = targets.CALLERS
+reason = "\U0001f600" * 500
+rails = targets.EVERY_RAILS[1]
+rails = rails._replace(limits=rails.limits._replace(most_blocks=1000, most_new_per_minute=1000))
+with targets.tempfile.TemporaryDirectory() as folder:
+    life = targets.Session(folder, rails)
+
+    def asked(by, **ask):
+        data = json.dumps(ask, ensure_ascii=False).encode()
+        life.said(data, by)
+        answer = life.authority.handle(targets.parse(data), by)
+        assert len(json.dumps(answer)) <= MOST_BYTES, len(json.dumps(answer))
+        return answer
+
+    for n in range(300):
+        address = f"203.0.{n // 200}.{n % 200}"
+        life.said(encode({"request": "block", "address": address, "ttl_s": 60, "reason": reason}), analyser)
+    page, seen = 0, set()
+    while page >= 0:
+        answer = asked(root, request="blocks", page=page)
+        seen |= {b["address"] for b in answer["blocks"]}
+        page = answer["next"]
+    assert len(seen) == 300, len(seen)
+    refused = asked(root, request="import", blocks=[["\U0001f600\"" * 32, 60]] * 300, reason="x")["refused"]
+    assert len(refused) == 300
+    for n in range(60):
+        asked((one, other)[n % 2], request="release", endpoints=[f"e{n}"] * 5, reason="x" * 500)
+    assert len(asked(root, request="approvals")["approvals"]) > 30
+    names = [f"{n:03}" + "\U0001f600" * 60 for n in range(250)]
+    receipt = asked(root, request="kill", endpoints=["automatic"] * 5 + names, reason=reason, probe=0)
+    assert receipt["engaged"] == ["automatic"]
+    assert "240 more that were named are left out" in receipt["not_proven"]
+    asked(root, request="status")
+    before = life.journal._bytes
+    assert asked(analyser, request="release", endpoints=names, reason=reason)["rail"] == "release"
+    assert life.journal._bytes - before < 20_000, "a refusal must not push the rest out of the journal"
+"""
+
 
 def run(*words: str | Path, limit_s: float = 60.0) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -74,6 +117,11 @@ def test_without_atheris_hypothesis_drives_the_same_targets(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     assert "hypothesis drives the targets" in done.stdout
     assert "nothing failed" in done.stdout
+
+
+def test_no_answer_and_no_refusal_grows_beyond_its_limit_whatever_is_asked() -> None:
+    done = run("-c", LONG, FUZZ)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("fault", PLANTED)

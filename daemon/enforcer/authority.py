@@ -6,6 +6,7 @@ longer (the probe of a kill switch) is an answer to come.
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections import deque
@@ -17,14 +18,16 @@ from typing import Any, NamedTuple
 from ..errors import EnforcerError
 from . import blocktable, conntrack, host, signatures, sockets
 from .journal import Journal
-from .killswitch import KillSwitch, Later
+from .killswitch import MOST_NAMED, KillSwitch, Later
 from .nft import Nft
-from .protocol import PAGE, MalformedError
+from .protocol import MOST_BYTES, PAGE, MalformedError, encode
 from .rails import PREFIXES, Network, Rails, Refusal, address_text, network_of, refusal
 from .state import Approval, Block, Moment
 
 _MOST_NOTES_A_MINUTE = 60
-_MOST_WAITING = 100
+_MOST_WAITING = 50
+_LONGEST_WAITING = 900  # bytes; the list of all that wait has to fit into an answer
+_MOST_LISTED_BYTES = MOST_BYTES - 10_000  # one block more has its longest reason in JSON's escapes
 _WAITING_S = 900
 _SURROUNDINGS_S = 2.0
 _NS = 1_000_000_000
@@ -170,6 +173,10 @@ class Authority:
                 return self._pending(name)
         if len(state.approvals) >= _MOST_WAITING:
             return Refusal(f"{_MOST_WAITING} requests wait for a second person already", "two_people")
+        if len(encode(ask)) > _LONGEST_WAITING:
+            return Refusal(
+                f"what waits for a second person has {_LONGEST_WAITING} bytes at most", "two_people"
+            )
         name = f"A{self.journal.sequence + 1}"
         self.journal.append("ask", id=name, asked=ask, by=caller.name, person=caller.person, ttl_s=_WAITING_S)
         return self._pending(name)
@@ -249,11 +256,17 @@ class Authority:
         return {"address": address, "unblocked": True, "covered_by": self._covering(network)}
 
     def _do_blocks(self, ask: dict[str, Any], caller: Caller) -> dict[str, Any]:
-        page, moment = ask.get("page", 0), self._now()
-        shown = islice(self.journal.state.blocks.items(), page * PAGE, (page + 1) * PAGE)
-        listed = [self._said(a, b, moment) for a, b in shown]
-        more = (page + 1) * PAGE < len(self.journal.state.blocks)
-        return {"blocks": [b for b in listed if b["ttl_s"] > 0], "next": page + 1 if more else -1}
+        first, moment, room = ask.get("page", 0), self._now(), _MOST_LISTED_BYTES
+        blocks = self.journal.state.blocks
+        listed: list[dict[str, Any]] = []
+        for at, (address, block) in enumerate(islice(blocks.items(), first, first + PAGE), first):
+            said = self._said(address, block, moment)
+            room -= len(json.dumps(said))
+            if room < 0 and listed:  # reasons may be long, an answer may not
+                return {"blocks": listed, "next": at}
+            if said["ttl_s"] > 0:
+                listed.append(said)
+        return {"blocks": listed, "next": first + PAGE if first + PAGE < len(blocks) else -1}
 
     def _do_check(self, ask: dict[str, Any], caller: Caller) -> dict[str, Any] | Refusal:
         network = _network(ask["address"])
@@ -285,7 +298,7 @@ class Authority:
             if why is None and len(state.blocks) + len(taken) >= self.rails.limits.most_blocks:
                 why = Refusal(f"{self.rails.limits.most_blocks} blocks are in force", "most_blocks")
             if why is not None:
-                refused.append([text, why.reason[:100]])
+                refused.append([_brief(text), _brief(why.reason)])
                 continue
             address = address_text(network)  # type: ignore[arg-type]
             former = state.in_force(address, moment)
@@ -397,7 +410,8 @@ class Authority:
             kept = ("request", "address", "endpoints", "ttl_s", "incident", "id", "signer")
             try:
                 self.journal.append(
-                    "refused", sync=False, asked={k: v for k, v in ask.items() if k in kept},
+                    "refused", sync=False,
+                    asked={k: v[:MOST_NAMED] if type(v) is list else v for k, v in ask.items() if k in kept},
                     by=caller.name, rail=why.rail, why=why.reason,
                 )  # fmt: skip
             except EnforcerError:
@@ -484,6 +498,11 @@ class Authority:
             "incident": block.incident,
             "playbook": block.playbook,
         }
+
+
+def _brief(text: str) -> str:
+    """So short and plain that an answer has room for as many as one message can ask for."""
+    return "".join(c if c.isascii() and c not in '"\\' else "?" for c in text[:100])
 
 
 def _network(text: str) -> Network | Refusal:

@@ -114,7 +114,9 @@ class KillSwitch:
         chosen, left_out = self._choose(names, by_analyser)
         if not chosen:
             return left_out[0] if left_out else self._unknown()
-        not_proven = [why.reason for why in left_out]
+        not_proven = [why.reason for why in left_out[:MOST_NAMED]]
+        if len(left_out) > MOST_NAMED:
+            not_proven.append(f"{len(left_out) - MOST_NAMED} more that were named are left out")
         engaged = self._engaged()
         lasting = self._lasting()
         already = [e.name for e in chosen if e.name in engaged]
@@ -293,7 +295,7 @@ class KillSwitch:
 
     def _choose(self, names: list[str], by_analyser: bool) -> tuple[list[Endpoint], list[Refusal]]:
         chosen, left_out = [], []
-        for name in names or [e.name for e in self._rails.endpoints]:
+        for name in dict.fromkeys(names or [e.name for e in self._rails.endpoints]):
             endpoint = self._rails.endpoint(name)
             if endpoint is None:
                 left_out.append(self._unknown(name))

@@ -16,7 +16,7 @@ MOST_BYTES = 65_536
 """The longest message in either direction."""
 
 PAGE = 150
-"""How many blocks one answer lists; the next page is asked for by its number."""
+"""How many blocks one answer lists at most; the next page is asked for by the number that the answer gives."""
 
 SOCKET = "run/enforcer.sock"
 """Where the enforcer listens, inside the state folder."""

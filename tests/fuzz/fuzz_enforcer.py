@@ -79,7 +79,7 @@ def _coverage_guided_loop(run: Callable[[bytes], None], given: argparse.Namespac
     dictionary.write_text(_dictionary())
     options = [
         f"-max_total_time={given.seconds}", f"-dict={dictionary}", f"-artifact_prefix={given.folder}/",
-        f"-seed={given.seed}",
+        f"-seed={given.seed}", "-handle_xfsz=0",
         "-max_len=4096", "-len_control=0", "-timeout=60", "-rss_limit_mb=4096", "-print_final_stats=1",
     ]  # fmt: skip
     atheris.Setup([sys.argv[0], *options, str(corpus)], run)

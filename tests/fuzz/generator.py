@@ -91,6 +91,14 @@ def number(bytes_: Bytes) -> Any:
     return pick(bytes_, NUMBERS) if bytes_.ConsumeIntInRange(0, 1) else bytes_.ConsumeIntInRange(0, 4000)
 
 
+def address(bytes_: Bytes) -> str:
+    if bytes_.ConsumeIntInRange(0, 1):
+        return text(bytes_, ADDRESSES)
+    return pick(bytes_, ("203.0.113.{}", "203.0.{}.0/24", "2001:db8:1::{}", "2001:db8:{}::/48")).format(  # type: ignore[no-any-return]
+        bytes_.ConsumeIntInRange(0, 255)
+    )
+
+
 def value(bytes_: Bytes, kind: str, name: str) -> Any:
     """One that fits the field most of the time."""
     if bytes_.ConsumeIntInRange(0, 15) == 0:
@@ -100,9 +108,9 @@ def value(bytes_: Bytes, kind: str, name: str) -> Any:
     if kind == "names":
         return [text(bytes_, ENDPOINTS) for _ in range(bytes_.ConsumeIntInRange(0, 4))]
     if kind == "blocks":
-        found = [[text(bytes_, ADDRESSES), number(bytes_)] for _ in range(bytes_.ConsumeIntInRange(0, 5))]
+        found = [[address(bytes_), number(bytes_)] for _ in range(bytes_.ConsumeIntInRange(0, 5))]
         return found * pick(bytes_, (1, 1, 1, 60, 100))
-    return text(bytes_, ADDRESSES if name == "address" else TEXTS)
+    return address(bytes_) if name == "address" else text(bytes_, TEXTS)
 
 
 def request(bytes_: Bytes, *, signed: bool = True) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import resource
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ proxies = ["198.51.100.10/32"]
 sinks = ["198.51.100.20/32"]
 TWO_PEOPLE
 [limits]
-most_blocks = 8
+most_blocks = 16
 most_new_per_minute = 6
 longest_ttl_s = 3600
 [[signer]]
@@ -110,8 +111,12 @@ class Session:
         self.authority.killswitch.look_around()
         self.journal.append("start")
 
-    def restart(self) -> None:
-        """What was in force is in force again."""
+    def restart(self, *, reboot: bool = False) -> None:
+        """What was in force is in force again; what the disk did not take is in the kernel, and is noted before."""
+        self.authority.heal()
+        if reboot:
+            self.clock.reboot()
+            self.kernel = KernelDouble()
         state = self.journal.state
         state.advance(self.clock())
         state.expire()
@@ -157,6 +162,16 @@ class Session:
             self.lied_in_vain(*before)
         self.in_force()
 
+    @contextlib.contextmanager
+    def full_disk(self, room_bytes: int) -> Iterator[None]:
+        """No file grows beyond what the journal has and `room_bytes`: a real fault, setrlimit(2)."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (Path(self.journal.path).stat().st_size + room_bytes, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
     def answered(self, answer: dict[str, Any]) -> None:
         assert type(answer["ok"]) is bool
         assert answer["ok"] or answer.get("refused") or answer.get("error"), answer
@@ -199,7 +214,9 @@ class Session:
             assert block.ends_ns - state.elapsed_ns <= limits.longest_ttl_s * NS_PER_S
         assert not state.kills.keys() & {"spared", "door"}
         held = killtable.held(self.kernel, killtable.KILL)  # type: ignore[arg-type]
-        engaged = {name: frozenset(kill.services) for name, kill in state.kills.items()}
+        known = self.authority.killswitch._engaged()  # with what the disk has not taken yet
+        assert known.keys() >= state.kills.keys()
+        engaged = {name: frozenset(kill.services) for name, kill in known.items()}
         assert (held.services if held else {}) == engaged
         assert not held or held.hooked
         if "release" in self.rails.two_people:
@@ -217,7 +234,7 @@ def session(bytes_: Bytes) -> None:
     with tempfile.TemporaryDirectory(dir=SCRATCH) as folder:
         life = Session(folder, pick(bytes_, (*EVERY_RAILS, UNMANAGED)))
         for _ in range(bytes_.ConsumeIntInRange(1, _MOST_STEPS)):
-            step = bytes_.ConsumeIntInRange(0, 15)
+            step = bytes_.ConsumeIntInRange(0, 16)
             if step < 10:
                 life.said(generator.message(bytes_), pick(bytes_, CALLERS))
             elif step == 10:
@@ -225,9 +242,7 @@ def session(bytes_: Bytes) -> None:
             elif step == 11:
                 life.clock.wall_ns += pick(bytes_, (-(10**13), 10**13))
             elif step == 12:
-                if bytes_.ConsumeIntInRange(0, 1):
-                    life.clock.reboot()
-                life.restart()
+                life.restart(reboot=bool(bytes_.ConsumeIntInRange(0, 1)))
             elif step == 13:
                 life.authority.tick()
                 life.authority.killswitch.end_due()
@@ -236,9 +251,12 @@ def session(bytes_: Bytes) -> None:
                 life.kernel.lose(pick(bytes_, (TABLE, killtable.KILL, killtable.DRILL)))
                 life.authority.heal()
                 life.in_force()
-            else:
+            elif step == 15:
                 life.authority.use(life.rails)
                 life.authority.follow()
+            else:
+                with life.full_disk(bytes_.ConsumeIntInRange(0, 300)):
+                    life.said(generator.message(bytes_), pick(bytes_, CALLERS))
             if not bytes_.remaining_bytes():
                 break
         life.restart()
