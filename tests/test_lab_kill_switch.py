@@ -131,3 +131,18 @@ def test_fifty_streams_by_four_ways_are_cut_and_nothing_else_is(rig: Rig, site: 
         assert rig.command("release", "--reason", "over")[0] == 0
         with Crowd(rig.lab) as after:
             site.fill(after)
+
+
+@pytest.mark.parametrize("named", ["chat", "direct", "published"])
+def test_one_endpoint_is_cut_and_the_others_stream_on(rig: Rig, site: Site, named: str) -> None:
+    port = {"chat": CHAT, "direct": DIRECT, "published": published.FRONT}[named]
+    with Crowd(rig.lab) as crowd:
+        site.fill(crowd)
+        asked = [at for count, _, at in CROWD for _ in range(count)]
+        others = {client for client, at in enumerate(asked) if at != port}
+        code, receipt = rig.command("engage", "--endpoint", named, "--reason", "test")
+        assert (code, receipt["engaged"]) == (0, [named])
+        before = list(crowd.bytes)
+        wait_for("the others", lambda: set(crowd.grown(before)) >= others)
+        assert set(crowd.grown(before)) == others
+        rig.command("release", "--reason", "over")
