@@ -233,6 +233,16 @@ def test_a_redirection_by_traffic_control_is_named(site: Site) -> None:
 
 
 @pytest.mark.lab
+def test_of_very_many_the_first_are_named_and_the_others_counted(site: Site) -> None:
+    rules = "".join(f"chain c{n} {{ fwd to lo; }}\n" for n in range(200))
+    with site.lab.inside("gateway"):
+        site.nft.run(f"table netdev many {{ {rules} }}")
+    found = site.find(endpoint([f"*:{FRONT}/udp"]))
+    assert [f.kind for f in found] == ["netdev"] * 11
+    assert found[-1].what == "190 more of the kind netdev were found, and are not listed"
+
+
+@pytest.mark.lab
 def test_traffic_control_that_only_classifies_is_not_named(site: Site) -> None:
     site.lab.run_in("gateway", ["tc", "qdisc", "add", "dev", "up0", "ingress"])
     words = ["match", "u32", "0", "0", "classid", "1:1"]

@@ -51,6 +51,7 @@ _ORIGINAL, _REPLY, _STATUS, _STATUS_MASK = (
 )  # CTA_*; the mask since Linux 5.15, before it all are given
 _OFFLOADED = 1 << 14  # IPS_OFFLOAD; one that the hardware carries has it as well
 
+_MOST_OF_A_KIND = 10
 _NAMED_SPACES = ("/run/netns", "/run/docker/netns")
 
 
@@ -66,7 +67,7 @@ class _Interface(NamedTuple):
 
 
 def find(endpoints: Sequence[Endpoint], nft: Nft, watch: Watch | None = None) -> list[Bypass]:
-    """Every way that is known to pass by; `watch` adds what it saw while the drill ran."""
+    """Every way that is known to pass by, at most ten of a kind; `watch` adds what it saw while the drill ran."""
     found: list[Bypass] = []
     looks: list[tuple[str, Callable[[], Iterator[Bypass]]]] = [
         ("nftables", lambda: _nftables(endpoints, nft)),
@@ -81,7 +82,14 @@ def find(endpoints: Sequence[Endpoint], nft: Nft, watch: Watch | None = None) ->
             found.append(
                 Bypass("unseen", f"{what} could not be looked into: {said}", "run the drill as root")
             )
-    return list(dict.fromkeys(found))
+    shown: list[Bypass] = []
+    for kind in dict.fromkeys(f.kind for f in found):
+        of_kind = list(dict.fromkeys(f for f in found if f.kind == kind))
+        shown += of_kind[:_MOST_OF_A_KIND]
+        if len(of_kind) > _MOST_OF_A_KIND:
+            more = f"{len(of_kind) - _MOST_OF_A_KIND} more of the kind {kind} were found, and are not listed"
+            shown.append(Bypass(kind, more, "mend the first ones and drill again"))
+    return shown
 
 
 def _nftables(endpoints: Sequence[Endpoint], nft: Nft) -> Iterator[Bypass]:

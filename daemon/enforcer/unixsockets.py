@@ -31,7 +31,7 @@ _WELL_KNOWN = (
 _AGAIN_S = 1.0
 _PAUSE_S = 0.05
 _MOST_DESCRIPTORS = 65_536
-_MOST_FOUND = 200
+_MOST_FOUND = 50
 
 
 class Bypass(NamedTuple):
