@@ -268,7 +268,7 @@ def test_without_any_way_to_a_namespace_nothing_is_probed_and_it_is_said_why(gat
     outcomes = gateway.probe(before=unshare)
     assert {o["target"] for o in outcomes} == {f"{GATEWAY.v4}:{FRONT}/tcp", f"{GATEWAY.v4}:{FRONT}/udp"}
     assert {o["verdict"] for o in outcomes} == {"not probed"}
-    assert "needs CAP_SYS_ADMIN" in outcomes[0]["why"]
+    assert "it needs CAP_SYS_ADMIN" in outcomes[0]["why"]
 
 
 @pytest.mark.lab

@@ -57,6 +57,7 @@ _ROUTE = struct.Struct(
 )  # rtmsg: family, length, source's, TOS, table, protocol, scope, type, flags
 _ANY = _LINK.pack(0, 0, 0, 0, 0)
 
+_MADE = b"made"
 _BENCHMARKING = 0xC612_0000  # 198.18.0.0/15, RFC 2544: no client's address
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -148,7 +149,7 @@ def _namespace(kinds: Sequence[tuple[int, int]]) -> tuple[int, socket.socket, li
         said, descriptors, _, _ = socket.recv_fds(ours, 256, len(kinds) + 2)
     os.waitpid(pid, 0)
     if len(descriptors) != len(kinds) + 2:
-        raise OSError(said.decode() or "no network namespace could be made")
+        raise OSError("too few descriptors for its sockets" if said == _MADE else said.decode())
     netlink, *sockets = (socket.socket(fileno=descriptor) for descriptor in descriptors[1:])
     return descriptors[0], netlink, sockets
 
@@ -156,13 +157,14 @@ def _namespace(kinds: Sequence[tuple[int, int]]) -> tuple[int, socket.socket, li
 def _hand_over(channel: socket.socket, kinds: Sequence[tuple[int, int]]) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if _libc.unshare(_CLONE_NEWNET) and _libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET):
-        channel.send(b"no network namespace can be made: needs CAP_SYS_ADMIN, or user namespaces")
+        why = os.strerror(ctypes.get_errno())
+        channel.send(f"no network namespace: {why}; it needs CAP_SYS_ADMIN, or user namespaces".encode())
         return
     try:
         namespace = os.open("/proc/self/ns/net", os.O_RDONLY)
         made = [socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)]
         made += [socket.socket(*kind) for kind in kinds]
-        socket.send_fds(channel, [b"."], [namespace, *(each.fileno() for each in made)])
+        socket.send_fds(channel, [_MADE], [namespace, *(each.fileno() for each in made)])
     except OSError as error:
         channel.send(f"no sockets in the probe's namespace: {error.strerror}".encode())
 
