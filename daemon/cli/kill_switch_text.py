@@ -103,7 +103,7 @@ def _receipt(said: dict[str, Any]) -> list[tuple[str, str]]:
     proven = (
         f"yes: rules read back, {len(dropped)} probes from outside dropped"
         if dropped
-        else "yes: rules read back"
+        else "yes: rules read back; nothing was tried from outside"
     )
     lines = [
         ("KILL SWITCH ENGAGED", ", ".join(said["engaged"])),

@@ -37,6 +37,7 @@ def main(arguments: list[str]) -> int:
         server.load_rails()
         authority.restore()
         _try(authority.killswitch.look_around)
+        _try(authority.killswitch.tidy)
         _note(journal, "start")
         server.serve()
         _try(authority.tick)  # refusals that were only counted are written

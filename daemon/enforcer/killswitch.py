@@ -70,6 +70,12 @@ class KillSwitch:
         self._adopt()
         self._apply()
 
+    def tidy(self) -> None:
+        """Take away what a probe left whose enforcer was killed. Raises EnforcerError."""
+        from . import probe
+
+        probe.remove_stale(self._nft)
+
     def heal(self) -> list[str]:
         """Mend the kernel where it differs from the journal; what it was, in words."""
         if self._unrecorded:
@@ -163,7 +169,8 @@ class KillSwitch:
         from .probe import Probe
 
         running = Probe(self._nft, {e.name: self._services(e) for e in chosen})
-        return Later(running, lambda: self._receipt(receipt, not_proven, running.finish(), by))
+        later = Later(running, lambda: self._receipt(receipt, not_proven, running.finish(), by))
+        return later if running.fileno() >= 0 else later.finish()
 
     def _receipt(
         self, receipt: dict[str, Any], not_proven: list[str], outcomes: list[Outcome], by: str
