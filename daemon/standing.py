@@ -47,7 +47,8 @@ def standing_of(
     elif not parts.enforces:
         found.append(Standing("mode", "there is no enforcer: nothing is blocked, whatever is found"))
     for incident in list(incidents)[:MOST_INCIDENTS]:
-        for document in store.incidents(incident=incident, limit=1) if incident else ():
+        document = store.incident(incident)
+        if document is not None:
             found += _playbooks(document, network, store, engine.playbooks)
     return found
 
@@ -69,7 +70,7 @@ def _handshake(network: str, now_ns: int, parts: Parts, detection: Detection) ->
         return []
     logs = ", ".join(open_to_all)
     said = f"{logs} could be forged: a block for what stands there alone waits for a handshake, and none was seen"
-    return [Standing("handshake", said, figure=0, threshold=1, unit="handshakes")]
+    return [Standing("handshake", said)]
 
 
 def _playbooks(

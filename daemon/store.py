@@ -260,6 +260,11 @@ class Store:
             raise StoreError(f"{self.path}: {error}") from error
         return None if row is None else (json.loads(row[0]), bool(row[1]))
 
+    def incident(self, incident: str) -> dict[str, Any] | None:
+        """The document of one incident with its status, found by its whole id."""
+        row = self._db.execute("SELECT document, status FROM incidents WHERE id = ?", (incident,)).fetchone()
+        return None if row is None else json.loads(row[0]) | {"status": row[1]}
+
     def incidents(
         self,
         *,

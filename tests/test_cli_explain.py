@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from enforcer_rig import Rig
 from gatewatch.daemon.cli import main
-from gatewatch.daemon.cli.explain import as_text, concerns, nearest, network_in
+from gatewatch.daemon.cli.explain import as_text, concerns, in_words, nearest, network_in
 from gatewatch.daemon.control import ask
 from gatewatch.daemon.errors import GatewatchError
 from gatewatch.daemon.store import Store
@@ -160,6 +160,13 @@ def test_of_several_scales_the_nearest_to_its_threshold_is_shown() -> None:
     far, near, other = item, item | {"figure": 4}, item | {"unit": "y", "figure": 1}
     words = item | {"figure": None, "threshold": None}
     assert nearest([far, near, other, words, words]) == [near, other, words, words]
+
+
+def test_those_with_nothing_against_an_address_share_a_line() -> None:
+    item = {"detector": "a", "text": "one of ten", "scale": "", "figure": 1, "threshold": 10, "unit": "x"}
+    none, words = item | {"figure": 0}, item | {"detector": "", "figure": None, "threshold": None}
+    said = in_words([item, none | {"detector": "b"}, none | {"detector": "c"}, words])
+    assert said == ["a: one of ten", "one of ten", "b, c: nothing counts against it"]
 
 
 @pytest.fixture

@@ -173,6 +173,21 @@ def nearest(standing: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(best.values())
 
 
+def in_words(standing: list[dict[str, Any]]) -> list[str]:
+    """A line for each that says something of this address; those with nothing against it share one."""
+    near = nearest(standing)
+    quiet = [item for item in near if item["threshold"] and not item["figure"]]
+    lines = [
+        f"{item['detector']}: {item['text']}" if item["detector"] else item["text"]
+        for item in near
+        if item not in quiet
+    ]
+    if quiet:
+        names = dict.fromkeys(item["detector"] for item in quiet)
+        lines.append(f"{', '.join(names)}: nothing counts against it")
+    return lines
+
+
 def targets(network: IPNetwork | None) -> list[str]:
     """What an action may name that reaches an address: itself, and the networks around it that can be blocked."""
     from ..enforcer.rails import PREFIXES
@@ -210,10 +225,7 @@ def as_text(found: dict[str, Any]) -> list[str]:
         lines.append(f"{subject}: not blocked")
     if found["standing"]:
         lines.append("  what keeps it free:")
-        lines += [
-            f"    {item['detector']}{': ' * bool(item['detector'])}{item['text']}"
-            for item in nearest(found["standing"])
-        ]
+        lines += [f"    {text}" for text in in_words(found["standing"])]
     if found["would_refuse"]:
         lines.append(f"  a block would be refused: {found['would_refuse']['reason']}")
     if found.get("kill_switch"):
