@@ -17,7 +17,7 @@ from ipaddress import ip_address
 from typing import NamedTuple
 
 from .netlink import Netlink, attribute, attributes
-from .rails import Address, Network, Service
+from .rails import Network, Service
 
 _NETFILTER = 12  # NETLINK_NETFILTER
 _GET, _DELETE = (1 << 8) | 1, (1 << 8) | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET and _DELETE
@@ -28,8 +28,10 @@ _ADDRESSES: dict[int, tuple[int, int]] = {
     socket.AF_INET6: (3, 4),
 }  # CTA_IP_V4_SRC and _DST, CTA_IP_V6_SRC and _DST
 _PROTO_NUM, _PROTO_SRC_PORT, _PROTO_DST_PORT = 1, 2, 3
+_NUMBERS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
+_PROTOCOLS = {bytes([number]): name for name, number in _NUMBERS.items()}
 _ORIG_FLAGS = 1
-_BY_SOURCE, _BY_DESTINATION, _BY_PROTOCOL, _BY_PORT = 1 << 0, 1 << 1, 1 << 3, 1 << 5  # CTA_FILTER_FLAG
+_BY_SOURCE, _BY_PROTOCOL, _BY_PORT = 1 << 0, 1 << 3, 1 << 5  # CTA_FILTER_FLAG
 _MOST_READ, _MOST_ASKED = 20_000, 16
 _READ_PER_WALK = 1_000  # entries read here in the time of one walk through the kernel's table
 _sockets: dict[int, Netlink] = {}
@@ -107,26 +109,29 @@ class Flow(NamedTuple):
 
 
 def flows(services: Iterable[Service]) -> list[Flow]:
-    """What was opened towards any of `services`. Raises OSError."""
-    if not entries():
-        return []
-    found: dict[bytes, Flow] = {}
-    for service in services:
-        number = socket.IPPROTO_TCP if service.protocol == "tcp" else socket.IPPROTO_UDP
-        protocol = attribute(_PROTO_NUM, bytes([number])) + attribute(
-            _PROTO_DST_PORT, struct.pack("!H", service.port)
+    """What was opened towards any of `services`. Raises OSError.
+
+    A small table is read once, whatever is asked: of what NAT carries, the kill switch cuts nothing off before.
+    """
+    count, every = entries(), frozenset(services)
+    ports = {(s.protocol, s.port) for s in every} if count else set()
+    asked = [
+        (
+            family,
+            attribute(_PROTO_NUM, bytes([_NUMBERS[protocol]]))
+            + attribute(_PROTO_DST_PORT, port.to_bytes(2, "big")),
         )
-        for family in list(_ADDRESSES) if service.address is None else [_family(service.address)]:
-            addresses, flags = b"", _BY_PROTOCOL | _BY_PORT
-            if service.address is not None:
-                addresses = attribute(_ADDRESSES[family][1], service.address.packed)
-                flags |= _BY_DESTINATION
-            for given, key in _dump(family, addresses, protocol, flags):
-                original = given.get(_TUPLE_ORIG, b"")
-                if _matches(original, family, service):
-                    asked = _end(original, family, 1, _PROTO_DST_PORT, service.protocol)
-                    served = _end(given.get(_TUPLE_REPLY, b""), family, 0, _PROTO_SRC_PORT, service.protocol)
-                    found[key] = Flow(asked, served, key)
+        for protocol, port in ports
+        for family in _ADDRESSES
+    ]
+    if (len(asked) - 1) * _READ_PER_WALK > count:
+        asked = [(socket.AF_UNSPEC, b"")]
+    found: dict[bytes, Flow] = {}
+    for family, port in asked:
+        for given, key in _dump(family, b"", port, _BY_PROTOCOL | _BY_PORT if port else 0):
+            flow = _flow(given, key)
+            if flow is not None and not every.isdisjoint((flow.asked, flow.asked._replace(address=None))):
+                found[key] = flow
     return list(found.values())
 
 
@@ -150,33 +155,25 @@ def _dump(
         for _, body in _netfilter().ask(_GET, wanted):
             given = attributes(body, 4)
             kept = [(k, given[k]) for k in (_TUPLE_ORIG, _ZONE, _ID) if k in given]
-            yield given, header + b"".join(attribute(k, v, nested=k == _TUPLE_ORIG) for k, v in kept)
+            yield given, body[:4] + b"".join(attribute(k, v, nested=k == _TUPLE_ORIG) for k, v in kept)
     except OSError as error:
         # Connection tracking without its netlink half, or a filter that this kernel does not know.
         if error.errno not in (errno.EPROTONOSUPPORT, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOENT):
             raise
 
 
-def _end(packed: bytes, family: int, which: int, port_kind: int, protocol: str) -> Service:
-    """One end of a tuple; `which`: 0 its source, 1 its destination. Raises OSError where the kernel left it out."""
-    parts = attributes(packed)
-    address = attributes(parts.get(_TUPLE_IP, b"")).get(_ADDRESSES[family][which], b"")
-    port = attributes(parts.get(_TUPLE_PROTO, b"")).get(port_kind, b"")
-    if len(port) != 2 or len(address) not in (4, 16):
-        raise OSError(errno.EBADMSG, "connection tracking gave an entry without addresses")
-    return Service(ip_address(address), int.from_bytes(port, "big"), protocol)
-
-
-def _matches(packed: bytes, family: int, service: Service) -> bool:
-    parts = attributes(packed)
-    ends, ports = attributes(parts.get(_TUPLE_IP, b"")), attributes(parts.get(_TUPLE_PROTO, b""))
-    number = socket.IPPROTO_TCP if service.protocol == "tcp" else socket.IPPROTO_UDP
-    return (
-        ports.get(_PROTO_NUM) == bytes([number])
-        and ports.get(_PROTO_DST_PORT) == struct.pack("!H", service.port)
-        and (service.address is None or ends.get(_ADDRESSES[family][1]) == service.address.packed)
-    )
-
-
-def _family(address: Address) -> int:
-    return socket.AF_INET if address.version == 4 else socket.AF_INET6
+def _flow(given: dict[int, bytes], key: bytes) -> Flow | None:
+    """None where it is neither TCP nor UDP. Raises OSError where the kernel left an address or a port out."""
+    ends = []
+    for kind, which, port_kind in ((_TUPLE_ORIG, 1, _PROTO_DST_PORT), (_TUPLE_REPLY, 0, _PROTO_SRC_PORT)):
+        parts = attributes(given.get(kind, b""))
+        ports = attributes(parts.get(_TUPLE_PROTO, b""))
+        protocol = _PROTOCOLS.get(ports.get(_PROTO_NUM, b""))
+        if protocol is None or key[0] not in _ADDRESSES:
+            return None
+        port = ports.get(port_kind, b"")
+        address = attributes(parts.get(_TUPLE_IP, b"")).get(_ADDRESSES[key[0]][which], b"")
+        if len(port) != 2 or len(address) not in (4, 16):
+            raise OSError(errno.EBADMSG, "connection tracking gave an entry without addresses")
+        ends.append(Service(ip_address(address), int.from_bytes(port, "big"), protocol))
+    return Flow(ends[0], ends[1], key)
