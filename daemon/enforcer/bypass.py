@@ -16,20 +16,20 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from ..errors import EnforcerError
-from .netlink import ACK, DUMP, Netlink, attribute, attributes
+from . import spaces
+from .netlink import ACK, Netlink, attribute, attributes
 from .nft import Nft
 from .rails import Address, Endpoint, Service
 from .unixsockets import Bypass, Watch, process
 
 __all__ = ["Bypass", "Watch", "find"]
 
-# linux/rtnetlink.h, net_namespace.h, if_link.h, pkt_cls.h
-_GET_LINK, _GET_ROUTE, _GET_FILTER, _NEW_ID, _GET_ID = 18, 26, 46, 88, 90
+# linux/rtnetlink.h, if_link.h, pkt_cls.h
+_GET_LINK, _GET_ROUTE, _GET_FILTER = 18, 26, 46
 _NAME, _PARENT, _MASTER, _INFO, _PARENT_SPACE, _XDP, _SPACE = 3, 5, 10, 18, 37, 43, 46  # IFLA_*
 _INFO_KIND, _INFO_DATA = 1, 2
 _XDP_ATTACHED, _XDP_PROGRAM = 2, 4
 _CALLS = {4: 36, 6: 37}  # IFLA_BR_NF_CALL_IPTABLES, IFLA_BR_NF_CALL_IP6TABLES
-_ID, _ID_PROCESS, _ID_FILE = 1, 2, 3  # NETNSA_*
 _LINK = struct.Struct("=BxHiII")  # ifinfomsg
 _FILTER = struct.Struct("=BxxxiIII")  # tcmsg
 _INGRESS = 0xFFFF_FFF2  # TC_H_CLSACT and TC_H_MIN_INGRESS; an ingress qdisc answers to it as well
@@ -52,7 +52,6 @@ _ORIGINAL, _REPLY, _STATUS, _STATUS_MASK = (
 _OFFLOADED = 1 << 14  # IPS_OFFLOAD; one that the hardware carries has it as well
 
 _MOST_OF_A_KIND = 10
-_NAMED_SPACES = ("/run/netns", "/run/docker/netns")
 
 
 class _Interface(NamedTuple):
@@ -279,15 +278,16 @@ def _switched_on(path: str) -> bool:
 def _elsewhere(netlink: Netlink, here: dict[int, _Interface]) -> Iterator[Bypass]:
     """Interfaces of other namespaces that sit on one of ours: their packets never come to our IP stack."""
     seen, refused = [], 0
-    for space, path in _spaces(netlink).items():
+    for space, path in spaces.others(netlink).items():
         try:
             seen += [(i, path) for i in _links(netlink, space) if i.parent_space >= 0]
         except OSError:
             refused += 1
-    ours = _known_as(netlink, _ID_FILE, "/proc/thread-self/ns/net")
+    ours = spaces.known_as(netlink, spaces.OURS)
     for interface, path in seen:
         if interface.parent_space == ours and interface.kind in ("macvlan", "macvtap", "ipvlan", "ipvtap"):
-            who = process(_pid(path)) if path.startswith("/proc/") else path or "nobody that is known"
+            pid = spaces.process_of(path)
+            who = process(pid) if pid else path or "nobody that is known"
             enter = f"nsenter --net={path} " if path else ""
             yield _beside(interface, here, f"in the network namespace of {who}", enter)
     if refused:
@@ -304,59 +304,6 @@ def _beside(interface: _Interface, here: dict[int, _Interface], where: str, ente
         f"{interface.kind} {interface.name} {where} sits on {parent}: its packets never reach the kill switch's hooks",
         f"join it by veth and a route instead; in need: {enter}ip link set {interface.name} down",
     )
-
-
-def _spaces(netlink: Netlink) -> dict[int, str]:
-    """The other network namespaces, by the ids that they have here, and a path to each ("": none is known).
-
-    An id is asked for by process, which takes no right over that process, and by name. A namespace that has none
-    yet gets one, as it does from `ip link` where an interface leads there.
-    """
-    found: dict[int, str] = {}
-    known: set[int] = set()
-    sources = [(_ID_PROCESS, f"/proc/{p}/ns/net") for p in os.listdir("/proc") if p.isdigit()]
-    for folder in _NAMED_SPACES:
-        with contextlib.suppress(OSError):
-            sources += [(_ID_FILE, f"{folder}/{name}") for name in os.listdir(folder)]
-    for how, path in sources:
-        try:
-            inode = os.stat(path).st_ino
-        except PermissionError:
-            inode = 0  # it is asked for by its process
-        except OSError:
-            continue
-        if inode not in known or not inode:
-            known.add(inode)
-            space = _known_as(netlink, how, path, assign=True)
-            if space >= 0:
-                found.setdefault(space, path)
-    for _, body in netlink.ask(_GET_ID, b"\0" * 4, DUMP):
-        found.setdefault(_number(attributes(body, 4).get(_ID), -1), "")
-    ours = _known_as(netlink, _ID_FILE, "/proc/thread-self/ns/net")
-    return {space: path for space, path in found.items() if space not in (ours, -1)}
-
-
-def _known_as(netlink: Netlink, how: int, path: str, *, assign: bool = False) -> int:
-    """The id that a network namespace has in this one; -1: none, or the namespace is gone."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if how == _ID_FILE else -1
-        try:
-            which = attribute(how, struct.pack("=i", descriptor if how == _ID_FILE else _pid(path)))
-            for attempt in (False, True):
-                if attempt and assign:
-                    netlink.tell(_NEW_ID, [b"\0" * 4 + attribute(_ID, struct.pack("=i", -1)) + which])
-                for _, body in netlink.ask(_GET_ID, b"\0" * 4 + which, 0):
-                    space = _number(attributes(body, 4).get(_ID), -1)
-                    if space >= 0:
-                        return space
-        finally:
-            if descriptor >= 0:
-                os.close(descriptor)
-    return -1
-
-
-def _pid(path: str) -> int:
-    return int(path.split("/")[2])
 
 
 def _number(packed: bytes | None, otherwise: int = 0) -> int:

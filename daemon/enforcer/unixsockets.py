@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from . import spaces
 from .netlink import Netlink, attributes
 from .rails import Endpoint, Service
 from .sockets import LISTEN, connections
@@ -54,6 +55,7 @@ class Watch:
         self._holders: dict[int, set[tuple[str, Service, bool]]] = {}
         self._looked = self._sampled = float("-inf")
         self._found: dict[Bypass, None] = {}
+        self._unseen: list[Bypass] = []
 
     def sample(self) -> None:
         """Look once. Raises OSError where the kernel does not list sockets."""
@@ -68,7 +70,10 @@ class Watch:
         if not connected and not listening:
             return
         for pid, held in self._holders.items():
-            inodes = set(_sockets_of(pid))
+            try:
+                inodes = _sockets_of(pid)
+            except PermissionError:
+                continue  # it has become somebody else; the next look for servers says so
             asked = {connected[i] for i in inodes & connected.keys()}
             offered = {listening[i] for i in inodes & listening.keys()}
             for name, service, entrance in held:
@@ -83,8 +88,8 @@ class Watch:
             self.sample()
         except OSError as error:
             what = f"Unix sockets could not be looked into: {error.strerror}"
-            self._found[Bypass("unseen", what, "run the drill as root")] = None
-        return list(self._found)
+            self._unseen = [Bypass("unseen", what, "look by hand, as root: ss -xp")]
+        return [*self._found, *self._unseen]
 
     def _add(self, name: str, service: Service, pid: int, paths: Iterable[str], does: str) -> None:
         for path in sorted(paths):
@@ -99,27 +104,47 @@ class Watch:
                 self._found[found] = None
 
     def _find_holders(self) -> None:
+        services: dict[tuple[str, int], list[tuple[str, Service, bool]]] = {}
+        for endpoint in self._endpoints:
+            for service in endpoint.services:
+                entrance = service in (endpoint.fronts or endpoint.backs)
+                at = services.setdefault((service.protocol, service.port), [])
+                at.append((endpoint.name, service, entrance))
         listeners = [(c, "tcp") for c in connections(socket.IPPROTO_TCP, 1 << LISTEN)]
         listeners += [(c, "udp") for c in connections(socket.IPPROTO_UDP, 1 << _UDP_OPEN)]
         wanted: dict[int, set[tuple[str, Service, bool]]] = {}
         for connection, protocol in listeners:
-            for endpoint in self._endpoints:
-                for service in endpoint.services:
-                    place = service.address in (None, connection.local) or connection.local.is_unspecified
-                    if place and (service.protocol, service.port) == (protocol, connection.local_port):
-                        entrance = service in (endpoint.fronts or endpoint.backs)
-                        wanted.setdefault(connection.inode, set()).add((endpoint.name, service, entrance))
+            for held in services.get((protocol, connection.local_port), ()):
+                if held[1].address in (None, connection.local) or connection.local.is_unspecified:
+                    wanted.setdefault(connection.inode, set()).add(held)
         self._holders = {}
-        lost = set(wanted)
+        lost, closed = set(wanted), False
         for pid in map(int, filter(str.isdigit, os.listdir("/proc") if wanted else ())):
-            for inode in wanted.keys() & set(_sockets_of(pid)):
+            try:
+                inodes = wanted.keys() & _sockets_of(pid)
+            except PermissionError:
+                closed = closed or _is_here(pid)
+                continue
+            for inode in inodes:
                 self._holders.setdefault(pid, set()).update(wanted[inode])
                 lost.discard(inode)
-        for name, service, _ in {held for inode in lost for held in wanted[inode]}:
-            unseen = (
-                f"{name}: which process listens on {service} could not be told, nor by what it asks the model"
+        dark = {held[0] for inode in (wanted if closed else lost) for held in wanted[inode]}
+        self._unseen = [
+            Bypass(
+                "unseen",
+                f"{name}: whether it can be reached by a Unix socket could not be told, as not every process may be"
+                " looked into",
+                "look by hand, as root: ss -xp",
             )
-            self._found[Bypass("unseen", unseen, "run the drill as root, with CAP_SYS_PTRACE")] = None
+            for name in sorted(dark)
+        ]
+
+
+def _is_here(pid: int) -> bool:
+    """Whether a process is in this network namespace, or may be."""
+    with Netlink(socket.NETLINK_ROUTE) as netlink:
+        space = spaces.known_as(netlink, f"/proc/{pid}/ns/net")
+        return space in (-1, spaces.known_as(netlink, spaces.OURS))
 
 
 def process(pid: int) -> str:
@@ -131,19 +156,26 @@ def process(pid: int) -> str:
         return f"process {pid}"
 
 
-def _sockets_of(pid: int) -> Iterable[int]:
-    """Inodes of the sockets that a process holds; none where it may not be looked into or is gone."""
+def _sockets_of(pid: int) -> set[int]:
+    """Inodes of the sockets that a process holds; none where it is gone. Raises PermissionError."""
+    found = set()
     try:
         with os.scandir(f"/proc/{pid}/fd") as descriptors:
             for descriptor in itertools.islice(descriptors, _MOST_DESCRIPTORS):
                 try:
                     target = os.readlink(descriptor.path)
-                except OSError:
+                except FileNotFoundError:
                     continue  # closed meanwhile
                 if target.startswith("socket:["):
-                    yield int(target[8:-1])
-    except OSError:
-        return
+                    found.add(int(target[8:-1]))
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    except PermissionError:
+        if os.path.exists(
+            f"/proc/{pid}"
+        ):  # the kernel refuses to read links of a process that has ended, too
+            raise
+    return found
 
 
 def _named() -> tuple[dict[int, str], dict[int, str]]:
