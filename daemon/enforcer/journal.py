@@ -125,11 +125,13 @@ class Journal:
     def sync(self) -> None:
         """Wait until everything written is on disk, the second copy of the kill switches too. Raises OSError."""
         self._to_disk()
-        if self._witness is not None and not self._wrong:
-            self._witness.write(Point(self.sequence, self.head))
-        if self._uncopied and self._file >= 0:
-            witness.write_engaged(self.folder, self._engaged())
-            self._uncopied = False
+        try:
+            if self._uncopied and self._file >= 0:
+                witness.write_engaged(self.folder, self._engaged())
+                self._uncopied = False
+        finally:
+            if self._witness is not None and not self._wrong:
+                self._witness.write(Point(self.sequence, self.head))
 
     def maintain(self) -> None:
         """Begin a new file where this one has grown or is damaged. Raises EnforcerError; then the old one goes on."""
@@ -178,7 +180,7 @@ class Journal:
         notes = []
         if there and not wrong and (head is None or not reader.met):
             notes.append(f"the file head {head_why or 'is too old'}: cannot tell whether the end is cut off")
-        if (head is not None or copy_why == "is damaged") and copy_why:
+        if copy_why and (copy_why != "is missing" or (head is not None and head != START)):
             notes.append(f"the second copy of the engaged kill switches {copy_why}")
         self._drop_nonsense()
         self._mend_names()
@@ -258,6 +260,8 @@ class Journal:
     def _open(self, torn: int) -> None:
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._witness = witness.Head(self.folder)
+        if self.sequence == 0 and not self._wrong:
+            self._witness.write(START)
         if torn and not self._wrong:
             os.ftruncate(self._file, self._bytes)
         try:
@@ -268,9 +272,7 @@ class Journal:
         except EnforcerError as error:  # a full disk must not keep the enforcer from what is in force
             self.note = self.note or error.message
             if torn:
-                os.ftruncate(
-                    self._file, self._bytes
-                )  # what is appended all the same begins a line of its own
+                os.ftruncate(self._file, self._bytes)  # what is appended all the same begins its own line
 
     def _begin_after_damage(self) -> None:
         """Keep the damaged file, and begin one that says so. Raises EnforcerError."""
