@@ -2,11 +2,12 @@
 
     sudo python benchmarks/block.py [--blocks 300] [--rounds 100] [--held 0,20000,100000]
 
-In the lab's gateway, with connection tracking in use. First: a process with the analyser's uid asks for blocks one
-after the other, with so many in force; from the request to the answer, which comes when the block is on disk and in
-the kernel. Beside it, what the disk takes of that: the same bytes written to a file in the same folder, fdatasync
-after each; and the time that the enforcer spent on a CPU. Second: `nft flush ruleset`, or the kill switch's table
-deleted, until the kernel gives notice that the enforcer's transaction is in force, with 1,000 blocks.
+In the lab's gateway, with connection tracking in use. First: a process with the analyser's uid asks for blocks, with
+so many in force; from the request to the answer, which comes when the block is on disk and in the kernel. Beside it,
+what the disk takes of that: the same bytes written to a file in the same folder, fdatasync after each; the whole with
+the journal in memory; and the time that the enforcer spent on a CPU, most of it after the answer. Second: `nft flush
+ruleset`, or the kill switch's table deleted, until the kernel gives notice that the enforcer's transaction is in
+force, with 1,000 blocks.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import socket
 import struct
 import sys
@@ -40,16 +42,23 @@ PERMISSIVE = RAILS.replace("most_blocks = 50", "most_blocks = 200_000").replace(
 GOAL_MS, HEAL_GOAL_MS = 1.0, 50.0
 HEALED_WITH = 1_000
 TTL_S = 3_000
-PAUSE_S = 0.07  # the analyser's blocks are cut off after the answer, 50 ms later at most
+ONE, NO_DISK, BURST = "one at a time", "the journal in memory", "in a burst"
+PAUSE_S = (
+    0.04  # after the answer the blocked source's connections are ended, which takes the kernel some 15 ms
+)
+MEMORY = Path("/dev/shm")
 BLOCK_TABLE, KILL_TABLE = "gatewatch", "gatewatch_kill"
 SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 NEW_TABLE, DELETE_TABLE, NEW_GENERATION = (10 << 8 | kind for kind in (0, 2, 15))  # NFT_MSG_*
 
 
 @contextlib.contextmanager
-def enforcing(lab: Lab, blocks: int) -> Iterator[Rig]:
-    """An enforcer with so many blocks in force, from a journal that was written for it."""
-    with Rig(lab, PERMISSIVE) as rig:
+def enforcing(lab: Lab, blocks: int, memory: bool = False) -> Iterator[Rig]:
+    """An enforcer with so many blocks in force, from a journal that was written for it, on disk or in memory."""
+    rig = Rig(lab, PERMISSIVE)
+    if memory:
+        rig.state = MEMORY / lab.prefix
+    with rig:
         rig.stop()
         journal = Journal(f"{rig.state}/enforcer", clocks())
         since = time.time_ns()
@@ -65,6 +74,8 @@ def enforcing(lab: Lab, blocks: int) -> Iterator[Rig]:
         rig.nft("add rule inet theirs c ct state new counter")
         with rig.serving(OTHER), rig.connect(OTHER):
             yield rig
+    if memory:
+        shutil.rmtree(rig.state)
 
 
 def asked(rig: Rig, count: int, pause_s: float) -> list[float]:
@@ -115,8 +126,9 @@ def on_cpu_ms(rig: Rig) -> float:
     return int(Path(f"/proc/{rig.process.pid}/schedstat").read_text().split()[0]) / 1e6
 
 
-def one_block(lab: Lab, held: int, count: int, pause_s: float) -> list[str]:
-    with enforcing(lab, held) as rig:
+def one_block(lab: Lab, held: int, count: int, how: str) -> list[str]:
+    pause_s = 0 if how == BURST else PAUSE_S
+    with enforcing(lab, held, how == NO_DISK) as rig:
         journal = rig.state / "enforcer" / "journal"
         size, ran = journal.stat().st_size, on_cpu_ms(rig)
         took = asked(rig, count, pause_s)
@@ -124,7 +136,7 @@ def one_block(lab: Lab, held: int, count: int, pause_s: float) -> list[str]:
         disk = on_disk(journal.parent, (journal.stat().st_size - size) // count, count, pause_s)
         median, high = percentile(took, 0.5), percentile(took, 0.99)
         return [
-            f"{held:,} in force, {'one at a time' if pause_s else 'in a burst'}", str(count),
+            f"{held:,} in force, {how}", str(count),
             f"{median:.2f}", f"{high:.2f}", f"{percentile(disk, 0.5):.2f}", f"{percentile(disk, 0.99):.2f}",
             f"{ran / count:.2f}", f"{median / GOAL_MS:.2f}, {high / GOAL_MS:.2f}",
         ]  # fmt: skip
@@ -221,9 +233,9 @@ def main() -> int:
     with Lab(services=False) as lab:
         if options.blocks:
             rows = [
-                one_block(lab, int(held), options.blocks, pause_s)
+                one_block(lab, int(held), options.blocks, how)
                 for held in options.held.split(",")
-                for pause_s in (PAUSE_S, 0)
+                for how in (ONE, NO_DISK, BURST)
             ]
             print(f"one block, request to answer as the analyser sees it, ms; {machine()}")
             head = [

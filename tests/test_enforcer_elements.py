@@ -7,14 +7,18 @@ import struct
 import sys
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from pathlib import Path
 
 import pytest
 from gatewatch.daemon.enforcer import blocktable, conntrack
+from gatewatch.daemon.enforcer.authority import Authority, Caller
 from gatewatch.daemon.enforcer.elements import Elements, MissingError, read
+from gatewatch.daemon.enforcer.journal import Journal
 from gatewatch.daemon.enforcer.monitor import Monitor
 from gatewatch.daemon.enforcer.netlink import REQUEST, Netlink, attribute
 from gatewatch.daemon.enforcer.nft import Nft
-from gatewatch.daemon.enforcer.rails import PREFIXES, Network, Rails, address_text
+from gatewatch.daemon.enforcer.rails import PREFIXES, Network, Rails, address_text, parse
+from gatewatch.daemon.enforcer.state import clocks
 from gatewatch.daemon.errors import EnforcerError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -210,6 +214,50 @@ def test_what_others_add_and_delete_among_the_blocks_shows(nft: Nft) -> None:
     nft.run(f"add element inet {TABLE} block4_32 {{ {OTHER.network_address} }}")
     nft.run(f"delete element inet {TABLE} block6_48 {{ {SIX.network_address} }}")
     assert blocked(nft) == {address_text(ONE), address_text(OTHER)}
+
+
+@pytest.fixture
+def authority(nft: Nft, tmp_path: Path) -> Iterator[Authority]:
+    now = clocks()
+    journal = Journal(str(tmp_path), now)
+    authority = Authority(journal, nft, now)
+    authority.use(parse('management = ["192.0.2.130/32"]'))
+    authority.restore()
+    yield authority
+    journal.close()
+
+
+def ask(authority: Authority, request: str, **fields: object) -> None:
+    answer = authority.handle({"request": request, "reason": "test", **fields}, Caller("operator", 0, 1))
+    assert isinstance(answer, dict) and answer["ok"], answer
+
+
+@pytest.mark.lab
+def test_a_block_brings_back_a_table_that_was_taken_away_this_moment(nft: Nft, authority: Authority) -> None:
+    ask(authority, "block", address="198.18.0.1")
+    changes: list[tuple[str, dict[str, object], set[str]]] = [
+        ("block", {"address": "198.18.0.2"}, {"198.18.0.1", "198.18.0.2"}),
+        ("unblock", {"address": "198.18.0.2"}, {"198.18.0.1"}),
+        ("import", {"blocks": [["198.18.1.0/24", 60]]}, {"198.18.0.1", "198.18.1.0/24"}),
+    ]
+    for request, fields, left in changes:
+        nft.run(f"delete table inet {TABLE}")
+        ask(authority, request, **fields)
+        assert blocked(nft) == left
+
+
+@pytest.mark.lab
+def test_a_block_that_was_passed_over_once_is_not_missing_and_twice_it_is(
+    nft: Nft, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask(authority, "block", address="198.18.0.1")
+    right = blocktable.held(nft)
+    assert right
+    seen = [right._replace(blocked=frozenset()), right]
+    monkeypatch.setattr(blocktable, "held", lambda nft: seen.pop(0))
+    assert authority.heal() == []
+    seen += [right._replace(blocked=frozenset())] * 2
+    assert authority.heal() == ["1 blocks were missing and 0 foreign in the kernel"]
 
 
 @pytest.mark.lab

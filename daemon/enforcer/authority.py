@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from ..errors import EnforcerError
 from . import blocktable, conntrack, host, signatures, sockets
+from .elements import MissingError
 from .journal import Journal
 from .killswitch import MOST_NAMED, KillSwitch, Later
 from .nft import Nft
@@ -233,7 +234,7 @@ class Authority:
         self.journal.append(
             "block", address=address, ttl_s=lasting, owner=owner, by=caller.name, reason=ask["reason"], **said
         )
-        blocktable.add(self._nft, network, lasting)
+        self._tell(lambda: blocktable.add(self._nft, network, lasting))
         return {
             "address": address,
             "ttl_s": lasting,
@@ -252,7 +253,7 @@ class Authority:
         if caller.role == "analyser" and former.owner != "analyser":
             return Refusal(f"{address} was blocked by {former.by}, not by the analyser", "owner")
         self.journal.append("unblock", address=address, by=caller.name, reason=ask["reason"])
-        blocktable.remove(self._nft, network)
+        self._tell(lambda: blocktable.remove(self._nft, network))
         return {"address": address, "unblocked": True, "covered_by": self._covering(network)}
 
     def _do_blocks(self, ask: dict[str, Any], caller: Caller) -> dict[str, Any]:
@@ -311,7 +312,9 @@ class Authority:
             self.journal.append(
                 "import", blocks=list(taken.items()), owner="operator", by=caller.name, reason=ask["reason"]
             )
-            blocktable.add_many(self._nft, [(network_of(a), ttl_s) for a, ttl_s in taken.items()])
+            self._tell(
+                lambda: blocktable.add_many(self._nft, [(network_of(a), ttl_s) for a, ttl_s in taken.items()])
+            )
             self._end([network_of(a) for a in taken])
         return {"imported": len(taken), "already": already, "shortened": shortened, "refused": refused}
 
@@ -431,6 +434,13 @@ class Authority:
                 self._shape = blocktable.shape(self._nft) or []
         return self._never
 
+    def _tell(self, change: Callable[[], None]) -> None:
+        """Let the kernel follow the journal; where somebody took the table away this moment, with all that is in it."""
+        try:
+            change()
+        except MissingError:
+            self.restore()
+
     def _block_differences(self) -> list[str]:
         there = blocktable.held(self._nft)
         if there is None:
@@ -440,9 +450,12 @@ class Authority:
         moment, state = self._now(), self.journal.state
         # An element that ends within the second may be gone on one side only.
         due = {a for a, b in state.blocks.items() if state.remaining_s(b, moment) > 1.5}
-        missing, foreign = len(due - there.blocked), len(there.blocked - state.blocks.keys())
+        missing, foreign = due - there.blocked, len(there.blocked - state.blocks.keys())
+        if missing:  # a block that ends while they are read may hide others, but hardly the same ones twice
+            again = blocktable.held(self._nft)
+            missing -= again.blocked if again else set()
         return (
-            [f"{missing} blocks were missing and {foreign} foreign in the kernel"]
+            [f"{len(missing)} blocks were missing and {foreign} foreign in the kernel"]
             if missing or foreign
             else []
         )
