@@ -36,7 +36,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 PATIENCE_S = 10.0
 """How long the answer to the request itself may take."""
 LASTING_S = 5.0
-"""A line that held so long was a good one."""
+"""A line that held so long was a good one, as was one that brought something."""
 MOST_AT_ONCE = 64
 """How many entries one transaction takes."""
 MOST_MESSAGE_BYTES = 4 * MOST_BYTES
@@ -127,9 +127,9 @@ class News:
         pause_s = FIRST_PAUSE_S
         try:
             while True:
-                since = time.monotonic()
+                since, before = time.monotonic(), self._place
                 await self._attempt()
-                if time.monotonic() - since >= LASTING_S:
+                if time.monotonic() - since >= LASTING_S or self._place != before:
                     pause_s = FIRST_PAUSE_S
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

@@ -174,7 +174,7 @@ class AllowList:
 
         return [self._finding(*campaign) for campaign in self._campaigns.grown(followed, story_of)]
 
-    def standing(self, family: int, high: int, low: int) -> list[Standing]:
+    def standing(self, family: int, high: int, low: int, now_ns: int) -> list[Standing]:
         """Which rules are for the address as far end of a flow; without one, any flow is raised."""
         way = "to" if self._direction == Direction.EGRESS else "from"
         end = np.array([[high, low]], np.uint64)
