@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gatewatch.daemon.cli import audit as command
 from gatewatch.daemon.cli import main
 from gatewatch.daemon.enforcer import audit, witness
 from gatewatch.daemon.enforcer import journal as module
@@ -580,6 +581,21 @@ def test_the_command_says_where_there_is_no_journal(
     (tmp_path / "enforcer").mkdir()
     assert main(["audit", "verify", "--state", str(tmp_path)]) == 1
     assert "there is none" in capsys.readouterr().err
+
+
+def test_the_command_shows_how_far_it_is_on_a_terminal_where_it_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    History(tmp_path / "enforcer", HISTORIES["engaged last"])
+    monkeypatch.setattr(command, "_PATIENCE_S", -1.0)
+    words = ["audit", "verify", "--state", str(tmp_path)]
+    assert main(words) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert "checking journal: 0 entries" in said.err
+    assert "intact" in said.out
 
 
 def drawn(factory: pytest.TempPathFactory, data: st.DataObject) -> History:

@@ -35,6 +35,7 @@ MOST_REMEMBERED = 2_000
 UNREMARKABLE = frozenset({"tick", "state", "restore", "head"})
 _BLOCKS_AN_ENTRY = 500
 _LONGEST_BLOCK_S = 31_536_000  # the most that the rails can allow
+_WIDER = {version: tuple(map(str, lengths[1:])) for version, lengths in PREFIXES.items()}
 
 
 class LockedError(EnforcerError):
@@ -246,10 +247,9 @@ class Journal:
 
     def _drop_nonsense(self) -> None:
         """Forget what a damaged entry blocked that the kernel would not take: it takes all or nothing."""
-        state = self.state
-        for address, block in list(state.blocks.items()):
-            if not _blockable(address) or block.ends_ns > state.elapsed_ns + _LONGEST_BLOCK_S * NS_PER_S:
-                del state.blocks[address]
+        blocks, latest_ns = self.state.blocks, self.state.elapsed_ns + _LONGEST_BLOCK_S * NS_PER_S
+        for address in [a for a, b in blocks.items() if b.ends_ns > latest_ns or not _blockable(a)]:
+            del blocks[address]
 
     def _mend_names(self) -> None:
         """A damaged name is engaged under one that the kernel takes."""
@@ -373,13 +373,13 @@ def _blockable(network: str) -> bool:
     an ip_network takes."""
     address, slash, length = network.partition("/")
     version, family = (6, AF_INET6) if ":" in address else (4, AF_INET)
+    if slash and length not in _WIDER[version]:
+        return False
     try:
         packed = inet_pton(family, address)
     except (OSError, ValueError):
         return False
-    single, *wider = map(str, PREFIXES[version])
-    known = length in wider if slash else single
-    return bool(known) and (address == inet_ntop(family, packed) or address == str(ip_address(packed)))
+    return address == inet_ntop(family, packed) or address == str(ip_address(packed))
 
 
 def _plain(name: str) -> str:
