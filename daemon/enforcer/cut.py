@@ -26,13 +26,15 @@ from typing import BinaryIO, NamedTuple
 from ..errors import EnforcerError, GatewatchError, PrivilegeError, UsageError
 from . import host, sockets
 from . import rails as rails_file
+from .client import plain
 from .rails import Address, Endpoint, Service
 from .sockets import Connection
 
 MOST_BYTES = 65_536
 MOST_ENDPOINTS = 256
 MOST_NAMESPACES = 64
-_MOST_ANSWER = 1 << 18
+_MOST_PATH = 160
+_MOST_ANSWER = 1 << 18  # with every name and path as long as it may be
 _LIMIT_S = 1.5  # for all namespaces together
 _HEAR_S = 0.3  # for a message, once connected
 _IDLE_S = 60.0
@@ -131,7 +133,7 @@ def _names(data: bytes) -> list[str]:
     if (
         type(names) is not list
         or len(names) > MOST_ENDPOINTS
-        or not all(type(name) is str and 0 < len(name) <= 64 for name in names)
+        or not all(type(name) is str and name.isascii() and 0 < len(name) <= 64 for name in names)
     ):
         raise EnforcerError('message is not {"endpoints": [names]}')
     return list(dict.fromkeys(names))
@@ -181,7 +183,7 @@ def cut(names: Sequence[str], path: str) -> list[Place]:
             poll.unregister(answer)
             process, where, name = running.pop(answer)
             places.append(Place(where, name, *_outcome(process, answer, in_time=bool(ready))))
-    return places
+    return [place._replace(path=plain(place.path)[:_MOST_PATH]) for place in places]
 
 
 def _paths(endpoint: Endpoint) -> Iterator[str]:
@@ -260,12 +262,24 @@ def _end(namespace: int, services: Sequence[Service]) -> tuple[int, int]:
 
 def _served(services: Sequence[Service], own: frozenset[Address]) -> list[Connection]:
     """The sockets that a listener took, and both ends of connections to a service. Listeners are none of them."""
-    found = sockets.of_services(services, own)
-    for protocol, listening in ((socket.IPPROTO_TCP, sockets.LISTEN), (socket.IPPROTO_UDP, _UNCONNECTED)):
-        ports = {c.local_port for c in sockets.connections(protocol, 1 << listening) if not c.remote_port}
-        taken = sockets.connections(protocol, sockets.OPEN) if ports else []
-        found += [c for c in taken if c.remote_port and c.local_port in ports]
-    return list({c.identity: c for c in found}.values())
+    found: list[Connection] = []
+    for name, protocol, listening in (
+        ("tcp", socket.IPPROTO_TCP, sockets.LISTEN),
+        ("udp", socket.IPPROTO_UDP, _UNCONNECTED),
+    ):
+        wanted = {(s.address, s.port) for s in services if s.protocol == name}
+        every = sockets.connections(
+            protocol, sockets.OPEN | 1 << listening
+        )  # one walk: each takes a millisecond
+        ports = {c.local_port for c in every if c.state == listening}
+        found += [
+            c
+            for c in every
+            if c.state != listening
+            and c.remote_port
+            and (c.local_port in ports or sockets._serves(c, wanted, own))
+        ]
+    return found
 
 
 def _options(arguments: Sequence[str]) -> tuple[str, socket.socket, bool]:

@@ -101,7 +101,8 @@ def break_glass(endpoints: Mapping[str, tuple[Service, ...]], path: str) -> str:
         "# Cuts the model endpoints off without Gatewatch. Written ahead by the enforcer; it never removes the table.\n"
         f"#   engage:   nft -f {path}\n"
         f"#   release:  nft delete table inet {BREAK_GLASS}\n"
-        "# Connections stall at once and end by their own time-outs; to end them at once: ss -K sport = :PORT\n"
+        "# Connections stall at once. A server elsewhere is reset when it next sends; those of this machine end by\n"
+        "# their own time-outs, or at once by: ss -K sport = :PORT\n"
         f"{render(BREAK_GLASS, endpoints)}"
     )
 
