@@ -118,6 +118,16 @@ def test_an_interface_in_a_container_that_sits_on_one_of_ours_is_named(
 
 
 @pytest.mark.lab
+def test_the_name_that_a_container_gives_its_interface_does_no_harm(site: Site) -> None:
+    box = site.lab.namespace("box")
+    site.ip("gateway", f"link add link up0 name mv0 netns {box} type macvlan mode bridge")
+    subprocess.run(["ip", "-n", box, "link", "set", "mv0", "name", "\x1b$(reboot)"], check=True)
+    (found,) = site.find(endpoint([f"*:{FRONT}/udp"]))
+    assert found.what.startswith("macvlan ?$(reboot) in the network namespace of ")
+    assert found.remedy.endswith(f"in need: nsenter --net=/run/netns/{box} ip link set NAME down")
+
+
+@pytest.mark.lab
 def test_an_interface_of_our_own_namespace_on_another_is_no_way_past(site: Site) -> None:
     site.ip("gateway", "link add link up0 name mv0 type macvlan mode bridge", f"addr add {BESIDE}/27 dev mv0")
     site.ip("gateway", "link set mv0 up")

@@ -20,7 +20,7 @@ from . import spaces
 from .netlink import ACK, Netlink, attribute, attributes
 from .nft import Nft
 from .rails import Address, Endpoint, Service
-from .unixsockets import Bypass, Watch, process
+from .unixsockets import Bypass, Watch, process, shown
 
 __all__ = ["Bypass", "Watch", "find"]
 
@@ -165,7 +165,7 @@ def _interfaces(endpoints: Sequence[Endpoint]) -> Iterator[Bypass]:
                     "xdp",
                     f"the XDP {which} on {interface.name} can answer and redirect packets before the kill"
                     " switch's hooks see them",
-                    f"see that it lets the endpoints' packets pass, or: ip link set dev {interface.name} xdp off",
+                    f"let it pass the endpoints' packets on, or: ip link set dev {_word(interface.name)} xdp off",
                 )
             if interface.kind in ("macvtap", "ipvtap"):
                 yield _beside(interface, here, "of this namespace")
@@ -211,7 +211,7 @@ def _filters(netlink: Netlink, interface: _Interface) -> Iterator[Bypass]:
             "tc",
             f"a traffic control filter ({', '.join(sorted(kinds))}) on {interface.name} can send packets on before"
             " the kill switch's hooks see them",
-            f"leave the endpoints out of it: tc filter show dev {interface.name} ingress",
+            f"leave the endpoints out of it: tc filter show dev {_word(interface.name)} ingress",
         )
 
 
@@ -302,7 +302,7 @@ def _beside(interface: _Interface, here: dict[int, _Interface], where: str, ente
     return Bypass(
         interface.kind.replace("vtap", "vlan"),
         f"{interface.kind} {interface.name} {where} sits on {parent}: its packets never reach the kill switch's hooks",
-        f"join it by veth and a route instead; in need: {enter}ip link set {interface.name} down",
+        f"join it by veth and a route instead; in need: {enter}ip link set {_word(interface.name)} down",
     )
 
 
@@ -311,4 +311,9 @@ def _number(packed: bytes | None, otherwise: int = 0) -> int:
 
 
 def _text(packed: bytes) -> str:
-    return packed.rstrip(b"\0").decode("utf-8", "replace")
+    return shown(packed.rstrip(b"\0").decode("utf-8", "replace"))
+
+
+def _word(name: str) -> str:
+    """The name of an interface for a command line: in a container its own root chooses it."""
+    return name if all(c.isalnum() or c in "._-" for c in name) else "NAME"

@@ -157,7 +157,7 @@ def process(pid: int) -> str:
     """The process, for people."""
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            return f"process {pid} ({_shown(file.read(64).strip())})"
+            return f"process {pid} ({shown(file.read(64).strip())})"
     except OSError:
         return f"process {pid}"
 
@@ -208,8 +208,9 @@ def _named() -> tuple[dict[int, str], dict[int, str]]:
 def _path(name: bytes) -> str:
     """An address as unix(7) shows it: an abstract one begins with @."""
     text = name.rstrip(b"\0").decode("utf-8", "replace")
-    return _shown("@" + text[1:] if text.startswith("\0") else text)
+    return shown("@" + text[1:] if text.startswith("\0") else text)
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
+    """`text` that another chose, for a terminal."""
     return "".join(c if c.isprintable() else "?" for c in text)
