@@ -272,10 +272,11 @@ def test_the_client_of_a_destroyed_socket_hears_nothing_either(rig: Rig) -> None
 
 
 @pytest.mark.lab
-def test_a_silent_server_that_a_proxy_here_was_connected_to_is_reset_at_once(rig: Rig) -> None:
+@pytest.mark.parametrize("address", [V4, V6])
+def test_a_silent_server_that_a_proxy_here_was_connected_to_is_reset_at_once(rig: Rig, address: str) -> None:
     with model(rig.lab) as listener:
         with rig.lab.inside("gateway"):
-            proxy = socket.create_connection((V4, BACK), timeout=5)
+            proxy = socket.create_connection((address, BACK), timeout=5)
         with proxy, listener.accept()[0] as server:
             rig.command("engage", "--endpoint", "published", "--reason", "test")
             server.settimeout(5)
@@ -286,16 +287,18 @@ def test_a_silent_server_that_a_proxy_here_was_connected_to_is_reset_at_once(rig
 
 
 @pytest.mark.lab
-def test_nothing_but_a_reset_without_payload_goes_to_the_server(rig: Rig) -> None:
+@pytest.mark.parametrize("address", [V4, V6])
+def test_nothing_but_a_reset_without_payload_goes_to_the_server(rig: Rig, address: str) -> None:
     def sent(flags: int, payload: bytes = b"", options: bytes = b"", port: int = BACK) -> list[bytes]:
         words = 5 + len(options) // 4
         header = struct.pack("!HHIIBBHHH", 40000, port, 1, 1, words << 4, flags, 0, 0, 0) + options
         with contextlib.suppress(PermissionError):  # dropped on the way out
-            raw.sendto(header + payload, (V4, 0))
+            raw.sendto(header + payload, (address, 0))
         return [data for protocol, data in inside.packets(SILENCE_S) if protocol == socket.IPPROTO_TCP]
 
     with rig.lab.inside("gateway"):
-        raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        raw = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_TCP)
     with raw, Capture(rig.lab, "models", "eth0") as inside:
         rig.command("engage", "--endpoint", "published", "--reason", "test")
         rst, ack, syn, psh = 4, 16, 2, 8

@@ -11,6 +11,7 @@ nothing else does; towards clients nothing goes at all.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import Any, NamedTuple
@@ -23,7 +24,8 @@ KILL = "gatewatch_kill"
 DRILL = "gatewatch_drill"
 BREAK_GLASS = "gatewatch_break_glass"
 HOOKS = ("prerouting", "input", "forward", "output")
-RESETS = tuple(map(int, os.uname().release.partition("-")[0].split(".")[:2])) >= (5, 9)
+_KERNEL = re.match(r"(\d+)\.(\d+)", os.uname().release)
+RESETS = _KERNEL is not None and tuple(map(int, _KERNEL.groups())) >= (5, 9)
 """Whether this kernel can answer with a reset at the prerouting hook: linux/net/netfilter/nft_reject_inet.c."""
 
 _BARE_RESETS = [
