@@ -347,6 +347,25 @@ def test_entries_that_are_not_at_hand_any_more_are_told_once_as_a_gap(
     asyncio.run(work())
 
 
+def test_a_journal_that_is_shorter_than_a_gap_was_replaced(enforcer: Following, store: Store) -> None:
+    """There no seal is known to tell it by."""
+
+    async def work() -> None:
+        enforcer.note(*[{"do": "start"}] * 9)
+        enforcer.oldest = 10
+        async with reading(enforcer.path, store) as reader:
+            await until(lambda: len(reader.told()) == 1, "the gap")
+        enforcer.replace()
+        enforcer.oldest = 1
+        enforcer.note({"do": "start"})
+        async with reading(enforcer.path, store) as reader:
+            await until(lambda: len(reader.told()) == 3, "the alert and the entry")
+        assert [d["action"] for d in told(store)] == ["gap", "replaced", "start"]
+        assert told(store)[0]["priority"] == "info"  # nothing had been followed before
+
+    asyncio.run(work())
+
+
 def test_a_flood_of_refusals_is_told_as_sixty_and_one_count(
     enforcer: Following, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
