@@ -39,9 +39,7 @@ _LIMIT_S = 1.5  # for all namespaces together
 _HEAR_S = 0.3  # for a message, once connected
 _IDLE_S = 60.0
 _ROUNDS = 3
-_MEMORY_BYTES = (
-    1 << 28
-)  # of a process that lists a namespace's sockets: how many there are is not ours to say
+_MEMORY_BYTES = 1 << 28  # of each process that lists sockets: how many there are is not ours to say
 _CLONE_NEWNET = 0x4000_0000  # linux/sched.h
 _UNCONNECTED = 7  # TCP_CLOSE: a UDP socket that takes from anyone
 _REMEDY = "see whether gatewatch-cut runs (cut_helper in rails.toml)"
@@ -105,7 +103,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _serve(client: socket.socket, rails: str) -> None:
-    """One message, one answer; whoever is not root gets neither."""
+    """One message, one answer; whoever is not root is not read, and told so."""
     try:
         _, uid, _ = struct.unpack("=iII", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if uid != 0:
