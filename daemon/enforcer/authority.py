@@ -111,7 +111,8 @@ class Authority:
         self.journal.state.expire()
         never = self._fresh_never()
         state = self.journal.state
-        left = [(a, state.remaining_s(b, moment)) for a, b in state.blocks.items()]
+        now_ns = state.elapsed_at(moment)
+        left = [(a, (b.ends_ns - now_ns) / _NS) for a, b in state.blocks.items()]
         blocktable.replace(self._nft, [n for n, _ in never], self.rails, left)
         self._shape = blocktable.shape(self._nft) or []
 
@@ -447,9 +448,10 @@ class Authority:
             return [f"table inet {blocktable.TABLE} was missing"]
         if there.shape != self._shape:
             return [f"table inet {blocktable.TABLE} was changed"]
-        moment, state = self._now(), self.journal.state
+        state = self.journal.state
         # An element that ends within the second may be gone on one side only.
-        due = {a for a, b in state.blocks.items() if state.remaining_s(b, moment) > 1.5}
+        soon_ns = state.elapsed_at(self._now()) + 3 * _NS // 2
+        due = {a for a, b in state.blocks.items() if b.ends_ns > soon_ns}
         missing, foreign = due - there.blocked, len(there.blocked - state.blocks.keys())
         if missing:  # a block that ends while they are read may hide others, but hardly the same ones twice
             again = blocktable.held(self._nft)
