@@ -149,6 +149,7 @@ def _release(enforcer: Enforcer, endpoint: str) -> object:
     return enforcer.release([endpoint], "test")
 
 
+@pytest.mark.timeout(600)
 def test_killed_at_a_hundred_moments_it_holds_whatever_it_said(rig: Rig) -> None:
     chance = random.Random(5)
     pools = [
@@ -203,6 +204,7 @@ def _damage(journal: Path, chance: random.Random) -> str:
     return f"a bit flipped at {at} of {len(data)}"
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("kernel", ["as it was", "after a reboot"])
 def test_a_journal_that_was_damaged_meanwhile_is_noticed_and_lets_nothing_go(bare: Lab, kernel: str) -> None:
     for seed in range(DAMAGES // 2):

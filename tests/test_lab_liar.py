@@ -74,6 +74,10 @@ OTHERS = [
     ({"request": "kill", "reason": "a lie", "endpoints": ["models"]}, "kill_without_person"),
     ({"request": "kill", "reason": "a lie", "endpoints": ["spared"]}, "kill_switch"),
     ({"request": "kill", "reason": "a lie", "endpoints": ["nothing of the kind"]}, "endpoint"),
+    ({"request": "import", "blocks": [["203.0.113.66", 600]], "reason": "a lie"}, "import"),
+    ({"request": "grant", "id": "1"}, "two_people"),
+    ({"request": "deny", "id": "1"}, "two_people"),
+    ({"request": "signed", "command": "release", "signer": "nobody", "signature": "AAAA"}, "signature"),
 ]
 
 
@@ -222,6 +226,25 @@ def test_every_lie_is_refused_by_its_rail_and_written_down(rig: Rig) -> None:
     assert refusals(rig) == len(LIES)
 
 
+def test_it_takes_nothing_over_from_a_person(rig: Rig) -> None:
+    ours, theirs = "198.18.0.1", "198.18.0.2"
+    unblock = {"request": "unblock", "reason": "a lie"}
+    rig.enforcer().block(ours, ttl_s=60, reason="by a person")
+    rig.ask_as(ANALYSER_UID, {**BLOCK, "address": ours}, {**BLOCK, "address": theirs})
+    rig.enforcer().block(theirs, ttl_s=900, reason="by a person, too")
+    answers = rig.ask_as(ANALYSER_UID, {**unblock, "address": ours}, {**unblock, "address": theirs})
+    assert [a.get("rail") for a in answers] == ["owner", "owner"]
+    rig.enforcer().kill(["automatic"], "by a person")
+    kill = {"request": "kill", "endpoints": ["automatic"], "reason": "a lie", "ttl_s": 1}
+    assert rig.ask_as(ANALYSER_UID, kill)[0]["already"] == ["automatic"]
+    threading.Event().wait(2.5)
+    assert [k["endpoint"] for k in rig.enforcer().status()["kills"]] == ["automatic"]
+    assert {b["address"]: b["owner"] for b in rig.enforcer().blocks()} == {
+        ours: "operator",
+        theirs: "operator",
+    }
+
+
 def test_a_block_around_whom_it_may_not_block_lets_these_through(rig: Rig) -> None:
     rig.nft("add table inet theirs")
     rig.nft("add chain inet theirs c { type filter hook input priority 0; }")
@@ -267,7 +290,7 @@ def test_what_is_no_request_is_refused_and_written_down(rig: Rig) -> None:
     assert refusals(rig) == said["sent"]
 
 
-@pytest.mark.parametrize("habit", ["idle", "deaf", "many", "hasty"])
+@pytest.mark.parametrize("habit", ["idle", "deaf", "many", "hasty", "follower"])
 def test_whatever_it_does_with_connections_people_are_served(rig: Rig, habit: str) -> None:
     with liar(rig.state, _CONNECTIONS, habit) as process:
         assert done(process) == "begun"
@@ -393,12 +416,19 @@ def more(s):
             s.send(json.dumps(block(1)).encode())
     except OSError:
         pass
+if habit == "follower":
+    for _ in range(12):
+        kept.append(connect())
+        ask(kept[-1], {"request": "follow", "after": 0})
+    nagging = connect()
 print('"begun"', flush=True)
 until = time.monotonic() + 1.5
 while True:
     try:
         if habit == "hasty":
             connect().close()
+        elif habit == "follower":
+            ask(nagging, block(1) | {"address": "127.0.0.1"})
         elif len(kept) < (3000 if habit == "many" else 40):
             kept.append(connect())
             if habit == "deaf":
