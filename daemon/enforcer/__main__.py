@@ -5,6 +5,7 @@ With `--restore-only` it ends there: for boot, before the network is up and befo
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Callable
@@ -39,6 +40,7 @@ def main(arguments: list[str]) -> int:
         _try(authority.killswitch.look_around)
         _try(authority.killswitch.tidy)
         _note(journal, "start")
+        gc.freeze()  # the search for garbage need not walk what is in force: 28 ms with 100,000 blocks
         server.serve()
         _try(authority.tick)  # refusals that were only counted are written
         _note(journal, "stop")
