@@ -165,8 +165,12 @@ def _text(expression: dict[str, Any]) -> str:
     """An expression of libnftables-json(5) as this module writes it; of any other, what matches nothing here."""
     match expression:
         case {
-            "match": {"op": "==", "left": {"payload": {"protocol": protocol, "field": field}}, "right": right}
-        }:
+            "match": {
+                "op": "==",
+                "left": {"payload": {"protocol": protocol, "field": field, **more}},
+                "right": right,
+            }
+        } if not more:  # such as the tunnel in which it is
             return f"{protocol} {field} {_plain(right)}"
         case {
             "match": {"op": "==", "left": {"fib": {"result": "type", "flags": flags}}, "right": "local" | 2}
@@ -180,7 +184,7 @@ def _text(expression: dict[str, Any]) -> str:
             }
         }:
             return "tcp flags & rst == rst"
-        case {"counter": _}:
+        case {"counter": {"packets": _}}:
             return "counter"
         case {"drop": None}:
             return "drop"
