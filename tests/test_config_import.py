@@ -100,6 +100,13 @@ def test_what_is_ignored_is_not_blocked_and_what_surrounds_it_waits_for_the_rail
     assert {"0.0.0.0/0", "::/0", "0.0.0.0/1"} <= set(why)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_an_address_in_a_range_is_blocked_as_long_as_the_longer_of_both(order: int) -> None:
+    bans = {"198.51.100.7": 60, "198.51.100.0/25": 600, "198.51.100.8": 6000}
+    blocks = dict(plan(found_of(dict(list(bans.items())[::order]), []), RAILS).blocks)
+    assert (blocks["198.51.100.7"], blocks["198.51.100.8"], blocks["198.51.100.9"]) == (600, 6000, 600)
+
+
 def test_ranges_do_not_become_more_blocks_than_the_rails_allow() -> None:
     found = found_of({f"{i}.0.0.0/16": 60 for i in range(11, 90)}, [])
     wanted = plan(found, RAILS._replace(limits=Limits(most_blocks=1000)))

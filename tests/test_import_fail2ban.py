@@ -14,7 +14,7 @@ import pytest
 from gatewatch.config import import_fail2ban as fail2ban
 from gatewatch.config.imports import FOREVER_S, Found
 from gatewatch.daemon.errors import InputError
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 NOW = 1_800_000_000
@@ -166,6 +166,7 @@ def test_what_is_no_database_is_one_error_that_names_it(tmp_path: Path, make: An
 @given(
     st.lists(st.tuples(st.integers(0, 40_000), st.binary(min_size=1, max_size=8)), min_size=1, max_size=20)
 )
+@example([(3984, b"\x80")])
 def test_a_database_with_any_bytes_changed_is_read_or_one_error(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, bytes]]
 ) -> None:
@@ -190,6 +191,23 @@ def test_the_database_is_not_written_to_and_may_be_in_use(tmp_path: Path) -> Non
         server.rollback()
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_transaction_that_somebody_left_half_done_is_not_rolled_back(tmp_path: Path) -> None:
+    path, left = database(tmp_path / "f"), tmp_path / "left"
+    with closing(sqlite3.connect(path, isolation_level=None)) as server:
+        server.execute("PRAGMA cache_size = 1")
+        server.execute("BEGIN")
+        for i in range(2000):
+            server.execute("INSERT INTO bips VALUES (?, 'sshd', 1, -1, 1, '')", (f"198.51.100.{i}",))
+        left.write_bytes(path.read_bytes())
+        Path(f"{left}-journal").write_bytes(Path(f"{path}-journal").read_bytes())
+        server.execute("ROLLBACK")
+    before = left.read_bytes()
+    with contextlib.suppress(InputError):
+        fail2ban.read_bans(left, Found(), NOW)
+    assert left.read_bytes() == before
+    assert Path(f"{left}-journal").exists()
 
 
 JAILS: dict[str, dict[str, str]] = {

@@ -102,6 +102,19 @@ def test_what_the_enforcer_would_not_read_is_not_written() -> None:
         with_never_block("never_block = []\n", [("no address", "")], "rails.toml")
 
 
+def test_an_edit_that_went_wrong_is_found_before_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = 'never_block = []\nproxies = ["192.0.2.1"]\n'
+    for wrong in (
+        text,
+        text.replace("[]", '["203.0.113.0/24"]'),
+        "never_block = [",
+        'never_block = ["203.0.113.0/24"]',
+    ):
+        monkeypatch.setattr(rails_edit, "_inserted", lambda *_, wrong=wrong: wrong)
+        with pytest.raises(ConfigError, match="by hand"):
+            with_never_block(text, ADDED, "rails.toml")
+
+
 @settings(deadline=None)
 @given(
     st.lists(
