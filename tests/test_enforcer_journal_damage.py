@@ -284,7 +284,10 @@ def test_a_crash_between_any_two_steps_is_no_damage_and_loses_no_kill(tmp_path: 
         heard, said = os.pipe()
         child = os.fork()
         if child == 0:
-            write_until(folder, steps, said)
+            try:
+                write_until(folder, steps, said)
+            finally:
+                os._exit(1)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         os.close(said)
         done = os.read(heard, 100).decode()
@@ -533,6 +536,32 @@ def test_strange_files_beside_the_journal_disturb_nobody(rotated: Path, clock: C
     journal.close()
     assert not (rotated / "journal-9999").exists()
     assert check(str(rotated)).problems == []
+
+
+def test_the_audit_of_a_journal_that_is_being_written_finds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_FILE_BYTES", 4_000)
+    monkeypatch.setattr(module, "KEPT_FILES", 3)
+    monkeypatch.setattr(audit, "KEPT_FILES", 3)
+    first = opened(tmp_path, Clock())
+    first.append("tick")
+    first.close()
+    child = os.fork()
+    if child == 0:
+        try:
+            journal = opened(tmp_path, Clock())
+            for _ in range(1_500):
+                journal.append("tick")
+                journal.maintain()
+        finally:
+            os._exit(0)
+    looked = 0
+    while os.waitpid(child, os.WNOHANG) == (0, 0):
+        looked += 1
+        assert check(str(tmp_path)).problems == []
+    assert looked
+    assert check(str(tmp_path)).sequence > 1_500
 
 
 Verified = Callable[..., tuple[int, dict[str, Any]]]

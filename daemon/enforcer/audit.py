@@ -46,7 +46,7 @@ def check(folder: str, progress: Progress = lambda file, entries: None) -> Repor
         while True:
             before = _identity(folder)
             report = _check(folder, progress)
-            if not report.problems or before == _identity(folder):  # else a new file was begun meanwhile
+            if not report.problems or before == _identity(folder):  # else there are other files now
                 return report
     except OSError as error:
         raise EnforcerError(f"journal {folder}: {error.strerror}", remedy="run as root") from None
@@ -145,11 +145,15 @@ def _older(folder: str) -> list[str]:
 
 def _same(path: str, other: str) -> bool:
     """Whether both are one file: a crash while a new one was begun leaves the old one with two names."""
-    return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
-
-
-def _identity(folder: str) -> int:
     try:
-        return os.stat(f"{folder}/journal").st_ino
+        return os.path.samefile(path, other)
     except FileNotFoundError:
-        return 0
+        return False
+
+
+def _identity(folder: str) -> tuple[int, list[str]]:
+    """Another one after a new file was begun, or an old one removed."""
+    try:
+        return os.stat(f"{folder}/journal").st_ino, sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return 0, []

@@ -18,6 +18,7 @@ from .chain import GENESIS, Point, Reader, seal, unseal
 HEAD, ENGAGED = "head", "engaged"
 _HEAD_BYTES = 20 + 1 + 64 + 1 + 16 + 1  # sequence, seal, checksum; within one sector, so written as a whole
 _MOST_BYTES = 16 << 20
+_TRIES = 5  # it may be written at this moment
 
 
 class Head:
@@ -43,15 +44,16 @@ class Head:
 
 def read_head(folder: str) -> tuple[Point | None, str]:
     """The noted place, or none and why. Raises PermissionError."""
-    data, why = _read(f"{folder}/{HEAD}")
-    if why:
-        return None, why
-    try:
-        number, digest, _ = data.decode("ascii").split()
-        point = Point(int(number), digest)
-    except ValueError:
-        return None, "is damaged"
-    return (point, "") if data == _said(point) else (None, "is damaged")
+    for _ in range(_TRIES):
+        data, why = _read(f"{folder}/{HEAD}")
+        if why:
+            return None, why
+        with contextlib.suppress(ValueError):
+            number, digest, *_rest = data.decode("ascii").split()
+            point = Point(int(number), digest)
+            if data == _said(point):
+                return point, ""
+    return None, "is damaged"
 
 
 def end_wrong(reader: Reader, head: Point) -> str:
