@@ -36,21 +36,15 @@ _INGRESS = 0xFFFF_FFF2  # TC_H_CLSACT and TC_H_MIN_INGRESS; an ingress qdisc ans
 
 # bpf(2), linux/bpf.h since Linux 6.6: programs at ingress without a filter of traffic control
 _BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "ppc64le": 361, "s390x": 351}
-_QUERY = struct.Struct(
-    "=IIIIQIIQQQQ"
-)  # BPF_PROG_QUERY: interface, attach type, flags, flags, where to, how many, …
+_QUERY = struct.Struct("=IIIIQIIQQQQ")  # interface, attach type, flags, flags, where to, how many, …
 _PROGRAM_QUERY, _TCX_INGRESS = 16, 46
 
 # linux/netfilter/nfnetlink_conntrack.h, nf_conntrack_common.h
-_GET_TRACKED = (1 << 8) | 1
-_ORIGINAL, _REPLY, _STATUS, _STATUS_MASK = (
-    1,
-    2,
-    3,
-    26,
-)  # CTA_*; the mask since Linux 5.15, before it all are given
+_NETFILTER, _GET_TRACKED = 12, (1 << 8) | 1
+_ORIGINAL, _REPLY, _STATUS, _STATUS_MASK = 1, 2, 3, 26  # CTA_*; before Linux 5.15 all are given
 _OFFLOADED = 1 << 14  # IPS_OFFLOAD; one that the hardware carries has it as well
 
+_LOOPBACK = 1  # its number in every namespace
 _MOST_OF_A_KIND = 10
 
 
@@ -71,6 +65,7 @@ def find(endpoints: Sequence[Endpoint], nft: Nft, watch: Watch | None = None) ->
     looks: list[tuple[str, Callable[[], Iterator[Bypass]]]] = [
         ("nftables", lambda: _nftables(endpoints, nft)),
         ("the interfaces", lambda: _interfaces(endpoints)),
+        ("programs on the interfaces", _programs),
         ("the sockets", lambda: iter((watch or Watch(endpoints)).found())),
     ]
     for what, look in looks:
@@ -81,14 +76,14 @@ def find(endpoints: Sequence[Endpoint], nft: Nft, watch: Watch | None = None) ->
             found.append(
                 Bypass("unseen", f"{what} could not be looked into: {said}", "run the drill as root")
             )
-    shown: list[Bypass] = []
+    listed: list[Bypass] = []
     for kind in dict.fromkeys(f.kind for f in found):
         of_kind = list(dict.fromkeys(f for f in found if f.kind == kind))
-        shown += of_kind[:_MOST_OF_A_KIND]
+        listed += of_kind[:_MOST_OF_A_KIND]
         if len(of_kind) > _MOST_OF_A_KIND:
             more = f"{len(of_kind) - _MOST_OF_A_KIND} more of the kind {kind} were found, and are not listed"
-            shown.append(Bypass(kind, more, "mend the first ones and drill again"))
-    return shown
+            listed.append(Bypass(kind, more, "mend the first ones and drill again"))
+    return listed
 
 
 def _nftables(endpoints: Sequence[Endpoint], nft: Nft) -> Iterator[Bypass]:
@@ -122,16 +117,14 @@ def _nftables(endpoints: Sequence[Endpoint], nft: Nft) -> Iterator[Bypass]:
 
 def offloaded(endpoints: Sequence[Endpoint]) -> int:
     """How many flows to the endpoints a flow table carries now, by connection tracking."""
-    wanted = attribute(_STATUS, struct.pack("!I", _OFFLOADED)) + attribute(
-        _STATUS_MASK, struct.pack("!I", _OFFLOADED)
-    )
+    status = struct.pack("!I", _OFFLOADED)
+    wanted = struct.pack("!BBH", 0, 0, 0) + attribute(_STATUS, status) + attribute(_STATUS_MASK, status)
     services = {s for e in endpoints for s in e.services}
     with (
         contextlib.suppress(OSError),
-        Netlink(12) as netlink,
-    ):  # without connection tracking nothing is offloaded
-        bodies = [body for _, body in netlink.ask(_GET_TRACKED, struct.pack("!BBH", 0, 0, 0) + wanted)]
-        return sum(carried(body, services) for body in bodies)
+        Netlink(_NETFILTER) as netlink,
+    ):  # where nothing is tracked, nothing is in it
+        return sum(carried(body, services) for _, body in netlink.ask(_GET_TRACKED, wanted))
     return 0
 
 
@@ -176,7 +169,10 @@ def _interfaces(endpoints: Sequence[Endpoint]) -> Iterator[Bypass]:
 
 def _links(netlink: Netlink, space: int = -1) -> list[_Interface]:
     """The interfaces of this namespace, or of the one that has the id `space` here."""
-    wanted = _LINK.pack(0, 0, 0, 0, 0) + (attribute(_SPACE, struct.pack("=i", space)) if space >= 0 else b"")
+    which = attribute(_SPACE, struct.pack("=i", space)) if space >= 0 else b""
+    for _ in netlink.ask(_GET_LINK, _LINK.pack(0, 0, _LOOPBACK, 0, 0) + which, 0):
+        pass  # whether it may be asked for: a list that the kernel refuses is just empty
+    wanted = _LINK.pack(0, 0, 0, 0, 0) + which
     found = []
     for _, body in netlink.ask(_GET_LINK, wanted):
         index = _LINK.unpack_from(body)[2]
@@ -204,8 +200,6 @@ def _filters(netlink: Netlink, interface: _Interface) -> Iterator[Bypass]:
         kind = _text(given.get(1, b""))  # TCA_KIND, TCA_OPTIONS
         if kind == "bpf" or b"mirred\0" in given.get(2, b""):
             kinds.add(kind)
-    if _programs(interface.number):
-        kinds.add("tcx")
     if kinds:
         yield Bypass(
             "tc",
@@ -215,7 +209,18 @@ def _filters(netlink: Netlink, interface: _Interface) -> Iterator[Bypass]:
         )
 
 
-def _programs(number: int) -> int:
+def _programs() -> Iterator[Bypass]:
+    with Netlink(socket.NETLINK_ROUTE) as netlink:
+        for interface in _links(netlink):
+            if _attached(interface.number):
+                yield Bypass(
+                    "tc",
+                    f"a program (tcx) on {interface.name} can send packets on before the kill switch's hooks see them",
+                    f"let it pass the endpoints' packets on: bpftool net show dev {_word(interface.name)}",
+                )
+
+
+def _attached(number: int) -> int:
     """How many programs hang on the interface by tcx. Raises OSError where it may not be asked."""
     request = ctypes.create_string_buffer(
         _QUERY.pack(number, _TCX_INGRESS, 0, 0, 0, 0, 0, 0, 0, 0, 0), _QUERY.size
@@ -277,12 +282,14 @@ def _switched_on(path: str) -> bool:
 
 def _elsewhere(netlink: Netlink, here: dict[int, _Interface]) -> Iterator[Bypass]:
     """Interfaces of other namespaces that sit on one of ours: their packets never come to our IP stack."""
-    seen, refused = [], 0
+    seen, refused = [], False
     for space, path in spaces.others(netlink).items():
         try:
             seen += [(i, path) for i in _links(netlink, space) if i.parent_space >= 0]
+        except PermissionError:
+            refused = True
         except OSError:
-            refused += 1
+            continue  # it is gone
     ours = spaces.known_as(netlink, spaces.OURS)
     for interface, path in seen:
         if interface.parent_space == ours and interface.kind in ("macvlan", "macvtap", "ipvlan", "ipvtap"):
@@ -292,7 +299,7 @@ def _elsewhere(netlink: Netlink, here: dict[int, _Interface]) -> Iterator[Bypass
             yield _beside(interface, here, f"in the network namespace of {who}", enter)
     if refused:
         yield Bypass(
-            "unseen", f"{refused} other network namespaces could not be looked into for macvlan and ipvlan",
+            "unseen", "not every other network namespace could be looked into for macvlan and ipvlan",
             "look by hand, as root: ip -all netns exec ip -d link",
         )  # fmt: skip
 

@@ -7,6 +7,7 @@ gets one, as it does from `ip link` where an interface leads there. Formats: lin
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import struct
 
@@ -27,16 +28,18 @@ def others(netlink: Netlink) -> dict[int, str]:
             paths += [f"{folder}/{name}" for name in os.listdir(folder)]
     found: dict[int, str] = {}
     seen: set[int] = set()
+    namespaces = os.stat(OURS).st_dev
     for path in paths:
         try:
-            inode = os.stat(path).st_ino
+            there = os.stat(path)
         except PermissionError:
-            inode = 0  # it is asked for by its process
+            there = None  # it is asked for by its process
         except OSError:
             continue
-        if inode not in seen or not inode:
-            seen.add(inode)
+        if there is None or (there.st_dev == namespaces and there.st_ino not in seen):
             found.setdefault(known_as(netlink, path), path)
+            if there is not None:
+                seen.add(there.st_ino)
     for _, body in netlink.ask(_GET, _HEADER, DUMP):
         found.setdefault(_id(body), "")
     ours = known_as(netlink, OURS)
@@ -44,20 +47,24 @@ def others(netlink: Netlink) -> dict[int, str]:
 
 
 def known_as(netlink: Netlink, path: str) -> int:
-    """The id of the namespace at `path`, of a process or a name; -1: it is gone, or may not be asked for."""
+    """The id of the namespace at `path`, of a process or a name; -1: it is gone. Raises PermissionError."""
     process = process_of(path)
-    with contextlib.suppress(OSError):
+    try:
         descriptor = -1 if process else os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            which = attribute(_PROCESS if process else _FILE, struct.pack("=i", process or descriptor))
-            for _ in range(2):
+    except FileNotFoundError:
+        return -1
+    try:
+        which = attribute(_PROCESS if process else _FILE, struct.pack("=i", process or descriptor))
+        for _ in range(2):
+            with contextlib.suppress(ProcessLookupError):
                 for _, body in netlink.ask(_GET, _HEADER + which, 0):
                     if _id(body) >= 0:
                         return _id(body)
-                netlink.tell(_NEW, [_HEADER + attribute(_ID, struct.pack("=i", -1)) + which])
-        finally:
-            if not process:
-                os.close(descriptor)
+            if netlink.tell(_NEW, [_HEADER + attribute(_ID, struct.pack("=i", -1)) + which]) == [errno.EPERM]:
+                raise PermissionError(errno.EPERM, "to give a network namespace an id takes CAP_NET_ADMIN")
+    finally:
+        if not process:
+            os.close(descriptor)
     return -1
 
 

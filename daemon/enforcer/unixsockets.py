@@ -149,8 +149,10 @@ class Watch:
 def _is_here(pid: int) -> bool:
     """Whether a process is in this network namespace, or may be."""
     with Netlink(socket.NETLINK_ROUTE) as netlink:
-        space = spaces.known_as(netlink, f"/proc/{pid}/ns/net")
-        return space in (-1, spaces.known_as(netlink, spaces.OURS))
+        try:
+            return spaces.known_as(netlink, f"/proc/{pid}/ns/net") == spaces.known_as(netlink, spaces.OURS)
+        except PermissionError:
+            return True
 
 
 def process(pid: int) -> str:
