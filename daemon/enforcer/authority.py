@@ -288,27 +288,30 @@ class Authority:
         if caller.role == "analyser":
             return Refusal("only an operator imports blocks", "import")
         moment, state, longest_s = self._now(), self.journal.state, self.rails.limits.longest_ttl_s
+        state.advance(moment)
+        state.expire()
         never, already, shortened = self._fresh_never(), 0, 0
+        room = self.rails.limits.most_blocks - len(state.blocks)
         taken: dict[str, int] = {}
         refused: list[list[str]] = []
         for text, wanted_s in ask["blocks"]:
             ttl_s = min(wanted_s, longest_s)
             network = _network(text)
             why = network if isinstance(network, Refusal) else refusal(network, ttl_s, self.rails, never)
+            address = "" if isinstance(network, Refusal) else address_text(network)
+            former = state.blocks.get(address)
             if why is None and ttl_s < 1:
                 why = Refusal("a block lasts at least 1 s", "ttl")
-            if why is None and len(state.blocks) + len(taken) >= self.rails.limits.most_blocks:
+            if why is None and former is None and address not in taken and room < 1:
                 why = Refusal(f"{self.rails.limits.most_blocks} blocks are in force", "most_blocks")
             if why is not None:
                 refused.append([_brief(text), _brief(why.reason)])
-                continue
-            address = address_text(network)  # type: ignore[arg-type]
-            former = state.in_force(address, moment)
-            if former is not None and state.remaining_s(former, moment) >= ttl_s:
+            elif former is not None and state.remaining_s(former, moment) >= ttl_s:
                 already += 1
-                continue
-            shortened += ttl_s < wanted_s
-            taken[address] = max(ttl_s, taken.get(address, 0))
+            else:
+                room -= former is None and address not in taken
+                shortened += ttl_s < wanted_s
+                taken[address] = max(ttl_s, taken.get(address, 0))
         if taken:
             self.journal.append(
                 "import", blocks=list(taken.items()), owner="operator", by=caller.name, reason=ask["reason"]
