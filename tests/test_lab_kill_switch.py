@@ -147,3 +147,11 @@ def test_one_endpoint_is_cut_and_the_others_stream_on(rig: Rig, site: Site, name
         wait_for("the others", lambda: set(crowd.grown(before)) >= others)
         assert set(crowd.grown(before)) == others
         rig.command("release", "--reason", "over")
+
+
+def test_a_port_that_is_published_meanwhile_is_known_before_the_switch_is_pulled(
+    rig: Rig, site: Site
+) -> None:
+    glass = rig.state / "enforcer" / "break-glass.nft"  # which is written anew when another way is found
+    wait_for("the ways", lambda: published.V4 in glass.read_text() and published.V6 in glass.read_text())
+    assert f"dport {published.BACK}" in glass.read_text()

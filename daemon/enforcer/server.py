@@ -31,8 +31,10 @@ from .rails import Refusal
 
 _TICK_S = 60.0
 _HEAL_S = 0.05  # at the soonest after the last one: who changes our tables again and again gets no more of us
+_LOOK_S = 2.0  # the same for a look at where NAT leads now, when others have changed a rule
 _END_S = 1.0  # the same for a release that comes by itself and fails
 _FINISH_S = 0.05  # what nobody waits for is done when nobody asks, but no later
+_QUIET_S = 0.002  # who asks one thing after the other has asked again by then
 _SAMPLE_S = 0.1  # while a drill runs
 _NEVER = float("inf")
 _MOST_CLIENTS = 64
@@ -100,15 +102,18 @@ class Server:
         say("ready")
         now = time.monotonic()
         next_tick, heal_at, finish_at, healed, ended = now + _TICK_S, _NEVER, _NEVER, 0.0, 0.0
+        look_at, looked = _NEVER, 0.0
         while self._running:
             if self._authority.unfinished:
                 finish_at = min(finish_at, now + _FINISH_S)
             end_at = max(ended + _END_S, now + self._authority.killswitch.next_end_s())
-            idle_s = max(0.0, min(next_tick, heal_at, end_at) - now)
+            idle_s = max(0.0, min(next_tick, heal_at, look_at, end_at) - now)
             if self._authority.killswitch.drilling:
                 idle_s = min(idle_s, _SAMPLE_S)
                 self._attempt(self._authority.killswitch.sample)
-            events = self._poll.poll(0 if finish_at < _NEVER else idle_s * 1e3 + 1)
+            if finish_at < _NEVER:
+                idle_s = min(idle_s, _QUIET_S)
+            events = self._poll.poll(idle_s * 1e3 + 1)
             for descriptor, event in events:
                 if descriptor == listener.fileno():
                     self._accept(listener)
@@ -117,6 +122,9 @@ class Server:
                 elif descriptor == self._monitor.fileno():
                     if self._monitor.changed_by_others():
                         heal_at = min(heal_at, max(time.monotonic(), healed + _HEAL_S))
+                    if self._monitor.ruled:
+                        self._monitor.ruled = False
+                        look_at = min(look_at, max(time.monotonic(), looked + _LOOK_S))
                 elif descriptor in self._later:
                     self._finish(descriptor)
                 elif descriptor in self._clients:  # else it went away a moment ago
@@ -126,6 +134,9 @@ class Server:
                 heal_at = _NEVER
                 self._attempt(self._heal)
                 healed = now
+            if now >= look_at:
+                look_at, looked = _NEVER, now
+                self._attempt(self._authority.killswitch.look_around)
             if now >= end_at:
                 ended = now
                 self._attempt(self._end)
