@@ -230,7 +230,7 @@ class Service:
                 partial(start_enforcer, self._state, Path(self._config.rails), self._analyser_id),
             )
             self._await_enforcer()
-            if self._plan.rails is not None and self._plan.rails.cut_helper:
+            if self._plan.rails is not None and self._plan.rails.cut_helper and not self._answers("cut.sock"):
                 helper = partial(start_cut_helper, self._state, Path(self._config.rails))
                 self._supervisor.add("cut helper", helper)
         self._supervisor.add("analyser", self._start_analyser)
@@ -267,17 +267,21 @@ class Service:
                     f"{path}; let it, and the alerts that wait until then go there"
                 )
 
+    def _answers(self, name: str) -> bool:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+                probe.connect(str(self._state / "run" / name))
+                return True
+        except OSError:
+            return False
+
     def _await_enforcer(self) -> None:
         """The kernel's state is restored before anything else starts; a slow enforcer does not stop detection."""
-        path = self._state / "run" / "enforcer.sock"
         limit = time.monotonic() + ENFORCER_PATIENCE_S
         while time.monotonic() < limit:
-            try:
-                with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-                    probe.connect(str(path))
-                    return
-            except OSError:
-                time.sleep(0.01)
+            if self._answers("enforcer.sock"):
+                return
+            time.sleep(0.01)
         say("the enforcer is not up yet; detection starts without it")
 
     def _start_analyser(self) -> int:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .unixsockets import Watch
 
 _ROUNDS = 3
-_HELPER_S = 1.0
+_HELPER_S = 2.0
 MOST_NAMED = 10
 """The most endpoints that a refusal lists."""
 
@@ -428,7 +428,13 @@ class KillSwitch:
             self._record({name: kill.services}, kill.by, kill.reason)
 
     def _apply(self) -> None:
-        self._nft.run(killtable.render(KILL, {name: k.services for name, k in self._engaged().items()}))
+        cut_off = {name: k.services for name, k in self._engaged().items()}
+        try:
+            self._nft.run(killtable.render(KILL, cut_off))
+        except (
+            EnforcerError
+        ):  # perhaps a kernel that cannot answer servers with a reset: silence cuts off, too
+            self._nft.run(killtable.render(KILL, cut_off, resets=False))
 
     def _cut(self, services: tuple[Service, ...], not_proven: list[str]) -> tuple[int, int]:
         """End the connections of the services; how many there were and are: those of this machine's sockets, and
