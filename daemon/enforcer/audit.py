@@ -14,7 +14,7 @@ from . import witness
 from .chain import START, Point, Reader
 from .journal import KEPT_FILES
 
-_PROGRESS = 4096
+_PROGRESS = 4096  # entries between two reports
 
 Progress = Callable[[str, int], None]
 """Is told a file and how many of its entries are read."""

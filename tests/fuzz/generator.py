@@ -128,7 +128,7 @@ def request(bytes_: Bytes, *, signed: bool = True) -> dict[str, Any]:
 
 def message(bytes_: Bytes) -> bytes:
     """A request as it comes over the socket: whole, damaged, or anything at all."""
-    how = bytes_.ConsumeIntInRange(0, 7)
+    how = bytes_.ConsumeIntInRange(0, 15)
     if how == 0:
         return bytes_.ConsumeBytes(bytes_.ConsumeIntInRange(0, 300)) * pick(bytes_, (1, 1, 1, 300))
     if how == 1:

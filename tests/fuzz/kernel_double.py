@@ -153,9 +153,10 @@ def replace_kernel() -> None:
     host: Any = importlib.import_module(f"{package.__name__}.host")
     bypass: Any = importlib.import_module(f"{package.__name__}.bypass")
     bypass.find = lambda *_: []  # it walks through this machine's processes
-    host.own_addresses = lambda: tuple(map(ip_address, OWN))
-    host.gateways = lambda: (ip_address(GATEWAY),)
-    host.name_servers = lambda: (ip_address(NAME_SERVER),)
+    own, around = tuple(map(ip_address, OWN)), tuple(map(ip_address, (GATEWAY, NAME_SERVER)))
+    host.own_addresses = lambda: own
+    host.gateways = lambda: around[:1]
+    host.name_servers = lambda: around[1:]
 
 
 def _expressions(rule: str) -> Iterator[dict[str, Any]]:
