@@ -245,6 +245,16 @@ def test_it_takes_nothing_over_from_a_person(rig: Rig) -> None:
     }
 
 
+def test_a_stranger_who_knocks_without_end_hides_no_lie(rig: Rig) -> None:
+    for _ in range(3):
+        with liar(rig.state, _KNOCKS, uid=ANALYSER_UID + 1) as process:
+            assert done(process) == 50
+    rig.ask_as(ANALYSER_UID, {**BLOCK, "address": MANAGEMENT.v4})
+    written = [e["by"] for e in rig.journal() if e["do"] == "refused"]
+    assert 0 < written.count(f"uid {ANALYSER_UID + 1}") < 150
+    assert written[-1] == "analyser"
+
+
 def test_a_block_around_whom_it_may_not_block_lets_these_through(rig: Rig) -> None:
     rig.nft("add table inet theirs")
     rig.nft("add chain inet theirs c { type filter hook input priority 0; }")
@@ -375,6 +385,14 @@ sys.stdin.read()
 _ALL = """
 s = connect()
 print(json.dumps([ask(s, one) for one in json.loads(sys.argv[3])]), flush=True)
+sys.stdin.read()
+"""
+
+_KNOCKS = """
+refused = 0
+for _ in range(50):
+    refused += not json.loads(connect().recv(65536))["ok"]
+print(refused, flush=True)
 sys.stdin.read()
 """
 

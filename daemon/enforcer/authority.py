@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from ipaddress import IPv4Address, ip_network
 from itertools import islice
@@ -88,7 +88,7 @@ class Authority:
         self._never_read = float("-inf")
         self._shape: list[str] = []
         self._recent: deque[float] = deque()
-        self._refusals: deque[float] = deque()
+        self._refusals: defaultdict[str, deque[float]] = defaultdict(deque)  # by role: none hides another's
         self._healings: deque[float] = deque()
         self._unwritten = 0
         self._to_cut: list[Network] = []
@@ -413,7 +413,7 @@ class Authority:
 
     def refuse(self, why: Refusal, ask: dict[str, Any], caller: Caller) -> dict[str, Any]:
         """The answer that says no, once that is noted."""
-        if _room(self._refusals, _MOST_NOTES_A_MINUTE):
+        if _room(self._refusals[caller.role], _MOST_NOTES_A_MINUTE):
             kept = ("request", "address", "endpoints", "ttl_s", "incident", "id", "signer")
             try:
                 self.journal.append(
