@@ -121,10 +121,11 @@ class Answering:
     def _serve(self) -> None:
         while True:
             connection, _ = self._listening.accept()
-            while data := connection.recv(65_536):
-                request = protocol.parse(data)
-                self.asked.append(request)
-                connection.send(json.dumps(self._answer(request)).encode())
+            with connection, contextlib.suppress(OSError):  # whoever asked may be gone already
+                while data := connection.recv(65_536):
+                    request = protocol.parse(data)
+                    self.asked.append(request)
+                    connection.send(json.dumps(self._answer(request)).encode())
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         if request["request"] == "check":
