@@ -201,7 +201,21 @@ def test_the_unix_sockets_of_others_are_not_meant(site: Site) -> None:
         listener.bind(path)
         listener.listen()
         asking.connect(path)
-        assert site.find(endpoint([f"*:{FRONT}/tcp"])) == []
+        with listener.accept()[0]:
+            assert site.find(endpoint([f"*:{FRONT}/tcp"])) == []
+
+
+@pytest.mark.lab
+def test_workers_that_may_not_be_looked_into_are_said(site: Site) -> None:
+    """The master's sockets can be read with CAP_SYS_PTRACE alone, as it is root's; those of its workers cannot."""
+    with nginx(site, "http://127.0.0.1:8000"):
+        with site.lab.inside("gateway"):
+            wait_for("the workers", lambda: len(_pids_of("nginx: worker")) == 2)
+        (said,) = site.find_with("+net_admin,+sys_ptrace", f"*:{FRONT}/tcp")
+        assert said.startswith(
+            "unseen models: whether it can be reached by a Unix socket could not be told, as not"
+        )
+        assert site.find_with("+net_admin,+sys_ptrace,+dac_read_search", f"*:{FRONT}/tcp") == []
 
 
 @pytest.mark.lab
@@ -237,11 +251,20 @@ def _seen(watch: bypass.Watch) -> bool:
     return bool(watch.found())
 
 
-def _inodes_of(name: str) -> set[int]:
-    pids = [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()]
-    return {
-        i for pid in pids if f"({name})" in unixsockets.process(pid) for i in unixsockets._sockets_of(pid)
-    }
+def _pids_of(title: str) -> set[int]:
+    """The processes of this thread's network namespace whose command line begins like that."""
+    here = Path("/proc/thread-self/ns/net").stat().st_ino
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_text(errors="replace")
+            if words.startswith(title) and (process / "ns/net").stat().st_ino == here:
+                found.add(int(process.name))
+    return found
+
+
+def _inodes_of(title: str) -> set[int]:
+    return {inode for pid in _pids_of(title) for inode in unixsockets._sockets_of(pid)}
 
 
 def _connects(address: tuple[str, int]) -> bool:
