@@ -300,9 +300,10 @@ def test_what_is_no_request_is_refused_and_written_down(rig: Rig) -> None:
     assert refusals(rig) == said["sent"]
 
 
-@pytest.mark.parametrize("habit", ["idle", "deaf", "many", "hasty", "follower"])
+@pytest.mark.parametrize("habit", ["idle", "deaf", "many", "hasty", "stranger", "follower"])
 def test_whatever_it_does_with_connections_people_are_served(rig: Rig, habit: str) -> None:
-    with liar(rig.state, _CONNECTIONS, habit) as process:
+    uid = ANALYSER_UID + (habit == "stranger")  # who is sent away at once, and comes again
+    with liar(rig.state, _CONNECTIONS, habit, uid=uid) as process:
         assert done(process) == "begun"
         with served(rig):
             assert done(process) == "going on"
@@ -443,7 +444,7 @@ print('"begun"', flush=True)
 until = time.monotonic() + 1.5
 while True:
     try:
-        if habit == "hasty":
+        if habit in ("hasty", "stranger"):
             connect().close()
         elif habit == "follower":
             ask(nagging, block(1) | {"address": "127.0.0.1"})
