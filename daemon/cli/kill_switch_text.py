@@ -178,7 +178,8 @@ def _drill(said: dict[str, Any]) -> list[tuple[str, str]]:
                 else "nothing"
             )
             lines.append((f"  {s['service']}", seen))
-    lines += [("BYPASS" if b["kind"] != "unseen" else "not known", b["what"]) for b in said["bypasses"]]
+    for b in said["bypasses"]:
+        lines += [("BYPASS" if b["kind"] != "unseen" else "not known", b["what"]), ("  remedy", b["remedy"])]
     return lines or [("no drill was running", "")]
 
 

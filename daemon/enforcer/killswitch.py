@@ -282,8 +282,11 @@ class KillSwitch:
         from . import bypass, drill
 
         endpoints, watch, self._drill, self._watch, self._drill_ends = self._drill, self._watch, [], None, 0.0
+        seen = drill.stop(self._nft)
+        names = {e["endpoint"] for e in seen}  # known after a restart, too
+        endpoints = endpoints or [e for e in self._rails.endpoints if e.name in names]
         found = bypass.find(endpoints, self._nft, watch) if endpoints else []
-        return {"drill": drill.stop(self._nft), "bypasses": [b._asdict() for b in found]}
+        return {"drill": seen, "bypasses": [b._asdict() for b in found]}
 
     def write_break_glass(self, folder: str) -> None:
         """Render the file for `nft -f` ahead of the day when nothing else runs. Raises EnforcerError."""

@@ -62,7 +62,10 @@ class Netlink:
                     if code:
                         raise OSError(code, os.strerror(code))
                     return
-                if answer == _DONE:
+                if answer == _DONE:  # of a dump; since Linux 4.14 with its error, if any
+                    code = -struct.unpack_from("=i", body)[0] if len(body) >= 4 else 0
+                    if code > 0:
+                        raise OSError(code, os.strerror(code))
                     return
                 yield answer, body
                 if not flagged & _MULTI:  # a single answer has no end mark
