@@ -192,6 +192,7 @@ def judged(data: bytes) -> dict[str, Any]:
             return dict(answer)
     except (ValueError, KeyError, TypeError, RecursionError):
         raise EnforcerError("the enforcer gave an answer that is none") from None
-    if "refused" in answer:
-        raise RefusedError(answer["refused"], remedy=answer.get("remedy", ""), rail=answer.get("rail", ""))
-    raise EnforcerError(answer.get("error", "the enforcer failed"), remedy=answer.get("remedy", ""))
+    said = {k: str(answer.get(k, "")) for k in ("refused", "rail", "error", "remedy")}
+    if said["refused"]:
+        raise RefusedError(said["refused"], remedy=said["remedy"], rail=said["rail"])
+    raise EnforcerError(said["error"] or "the enforcer failed", remedy=said["remedy"])

@@ -106,6 +106,7 @@ class Flow(NamedTuple):
     asked: Service  # what the client asked for: address, port
     served: Service  # who answers, which NAT may have made somebody else
     key: bytes  # for the deletion
+    open: bool  # not on its way out: TCP from its SYN to the first FIN of each side
 
 
 def flows(services: Iterable[Service]) -> list[Flow]:
@@ -176,4 +177,5 @@ def _flow(given: dict[int, bytes], key: bytes) -> Flow | None:
         if len(port) != 2 or len(address) not in (4, 16):
             raise OSError(errno.EBADMSG, "connection tracking gave an entry without addresses")
         ends.append(Service(ip_address(address), int.from_bytes(port, "big"), protocol))
-    return Flow(ends[0], ends[1], key)
+    told = attributes(attributes(given.get(_PROTOINFO, b"")).get(_PROTOINFO_TCP, b"")).get(_TCP_STATE)
+    return Flow(ends[0], ends[1], key, open=told is None or told[0] not in _ENDING)

@@ -457,9 +457,9 @@ class KillSwitch:
             return -1, -1
         with contextlib.suppress(OSError):  # its packets are dropped before connection tracking anyway
             tracked = conntrack.flows(services)
-            before += sum(f.served.address not in own for f in tracked)
+            before += sum(f.open and f.served.address not in own for f in tracked)
             conntrack.forget(tracked)
-            after += sum(f.served.address not in own for f in conntrack.flows(services) if tracked)
+            after += sum(f.open and f.served.address not in own for f in conntrack.flows(services) if tracked)
         if after:
             not_proven.append(f"{after} connections are still there, and silenced")
         return before, after
