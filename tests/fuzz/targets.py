@@ -309,7 +309,16 @@ def damage(bytes_: Bytes) -> None:
 
 def rails(bytes_: Bytes) -> None:
     """A wrong file is refused with the reason; one that is taken can be put into force."""
-    said = bytes_.ConsumeUnicode(400) if bytes_.ConsumeIntInRange(0, 3) == 0 else generator.rails(bytes_)
+    how = bytes_.ConsumeIntInRange(0, 7)
+    if how == 0:
+        said = bytes_.ConsumeUnicode(400)
+    elif how < 4:
+        change = generator.damaged if how == 1 else generator.lines_changed
+        said = change(bytes_, RAILS.replace("TWO_PEOPLE", "cut_helper = true").encode()).decode(
+            "utf-8", "replace"
+        )
+    else:
+        said = generator.rails(bytes_)
     try:
         made = parse_rails(said)
     except ConfigError as error:
