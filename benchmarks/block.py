@@ -56,9 +56,11 @@ NEW_TABLE, DELETE_TABLE, NEW_GENERATION = (10 << 8 | kind for kind in (0, 2, 15)
 def enforcing(lab: Lab, blocks: int, memory: bool = False) -> Iterator[Rig]:
     """An enforcer with so many blocks in force, from a journal that was written for it, on disk or in memory."""
     rig = Rig(lab, PERMISSIVE)
-    if memory:
-        rig.state = MEMORY / lab.prefix
-    with rig:
+    with contextlib.ExitStack() as cleaning:
+        if memory:
+            rig.state = MEMORY / lab.prefix
+            cleaning.callback(shutil.rmtree, rig.state, ignore_errors=True)
+        cleaning.enter_context(rig)
         rig.stop()
         journal = Journal(f"{rig.state}/enforcer", clocks())
         since = time.time_ns()
@@ -74,8 +76,6 @@ def enforcing(lab: Lab, blocks: int, memory: bool = False) -> Iterator[Rig]:
         rig.nft("add rule inet theirs c ct state new counter")
         with rig.serving(OTHER), rig.connect(OTHER):
             yield rig
-    if memory:
-        shutil.rmtree(rig.state)
 
 
 def asked(rig: Rig, count: int, pause_s: float) -> list[float]:
@@ -83,27 +83,29 @@ def asked(rig: Rig, count: int, pause_s: float) -> list[float]:
     readable, writable = os.pipe()
     child = os.fork()
     if child == 0:
-        os.setgroups([])
-        os.setresuid(ANALYSER_UID, ANALYSER_UID, ANALYSER_UID)
-        enforcer = Enforcer(rig.state / "run" / "enforcer.sock")
-        enforcer.check("198.18.0.1")
-        took = []
-        for number in range(count):
-            time.sleep(pause_s)
-            address = str(ip_address("198.18.0.0") + number)
-            begun = time.perf_counter()
-            enforcer.block(
-                address, ttl_s=600, reason="12 failed logins", incident="i1", playbook="login-burst"
-            )
-            took.append((time.perf_counter() - begun) * 1e3)
-        with open(writable, "w") as out:
-            json.dump(took, out)
-        os._exit(0)
+        try:
+            os.setgroups([])
+            os.setresuid(ANALYSER_UID, ANALYSER_UID, ANALYSER_UID)
+            took = list(_asking(Enforcer(rig.state / "run" / "enforcer.sock"), count, pause_s))
+            with open(writable, "w") as out:
+                json.dump(took, out)
+        finally:
+            os._exit(0)  # whatever happened: the lab belongs to the parent
     os.close(writable)
     with open(readable) as answer:
         said = answer.read()
     os.waitpid(child, 0)
     return [float(one) for one in json.loads(said)]
+
+
+def _asking(enforcer: Enforcer, count: int, pause_s: float) -> Iterator[float]:
+    enforcer.check("198.18.0.1")
+    for number in range(count):
+        time.sleep(pause_s)
+        address = str(ip_address("198.18.0.0") + number)
+        begun = time.perf_counter()
+        enforcer.block(address, ttl_s=600, reason="12 failed logins", incident="i1", playbook="login-burst")
+        yield (time.perf_counter() - begun) * 1e3
 
 
 def on_disk(folder: Path, size: int, count: int, pause_s: float) -> list[float]:
