@@ -88,6 +88,7 @@ class Authority:
         self._never_read = float("-inf")
         self._shape: list[str] = []
         self._recent: deque[float] = deque()
+        self._taken_back: deque[float] = deque()
         self._refusals: defaultdict[str, deque[float]] = defaultdict(deque)  # by role: none hides another's
         self._healings: deque[float] = deque()
         self._unwritten = 0
@@ -253,6 +254,9 @@ class Authority:
             return {"address": address, "unblocked": False, "covered_by": self._covering(network)}
         if caller.role == "analyser" and former.owner != "analyser":
             return Refusal(f"{address} was blocked by {former.by}, not by the analyser", "owner")
+        most = self.rails.limits.most_new_per_minute
+        if caller.role == "analyser" and not _room(self._taken_back, most):
+            return Refusal(f"more than {most} unblocks a minute", "most_new_per_minute")
         self.journal.append("unblock", address=address, by=caller.name, reason=ask["reason"])
         self._tell(lambda: blocktable.remove(self._nft, network))
         return {"address": address, "unblocked": True, "covered_by": self._covering(network)}

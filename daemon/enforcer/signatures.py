@@ -69,7 +69,7 @@ def opened(text: str, signature: str, public_key: bytes, last_sequence: int) -> 
         raise MalformedError(f"{', '.join(COMMANDS)} can be commanded by signature")
     try:
         request = parse(encode(said["request"]))
-    except TypeError:
+    except (TypeError, RecursionError):
         raise MalformedError("its request has a field of a wrong type") from None
     return Command(request, said["sequence"], said["nonce"])
 
