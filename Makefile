@@ -7,8 +7,9 @@ SOURCES := $(shell find . -path ./$(VENV) -prune -o -path ./build -prune -o -pat
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 PYTEST_ARGS ?=
 FUZZ_SECONDS ?= 3600
+DETECTION ?=
 
-.PHONY: help venv develop run demo test lint packages fuzz benchmark clean
+.PHONY: help venv develop run demo test lint packages fuzz benchmark benchmark-detection clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -57,6 +58,9 @@ fuzz: $(VENV)/.tools $(VENV)/.runtime ## fuzz what the enforcer takes from other
 benchmark: $(VENV)/.tools $(VENV)/.runtime ## every benchmark; each is also a command of its own
 	@for each in auth_parse auth_replay packets line_to_drop kill_switch rest; do \
 		echo "== benchmarks/$$each.py"; $(BIN)/python benchmarks/$$each.py || exit 1; done
+
+benchmark-detection: $(VENV)/.tools $(VENV)/.runtime ## attacks caught and people accused, beside fail2ban and CrowdSec; DETECTION="..."
+	@$(BIN)/python benchmarks/detection/run.py $(DETECTION)
 
 clean: ## remove what was built
 	rm -rf $(VENV) build dist *.egg-info
