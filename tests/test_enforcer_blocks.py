@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 
 import pytest
 from enforcer_rig import ANALYSER_UID, OTHER, RAILS, Rig, flows, stopped
 from gatewatch.daemon.errors import RefusedError
+from lab import published
 from lab.lab import HOSTS, Lab, unmet, wait_for
 
 pytestmark = pytest.mark.lab
@@ -288,3 +290,36 @@ def test_the_list_comes_in_pages_and_in_order(bare: Lab) -> None:
         for address in wanted:
             enforcer.block(address, ttl_s=600, reason="test")
         assert [b["address"] for b in enforcer.blocks()] == wanted
+
+
+@pytest.mark.parametrize("source", [HOSTS["attacker"].v4, HOSTS["attacker"].v6])
+def test_a_server_behind_the_gateway_hears_that_its_blocked_client_is_gone(rig: Rig, source: str) -> None:
+    server = published.V6 if ":" in source else published.V4
+    family = socket.AF_INET6 if ":" in source else socket.AF_INET
+    with published.Published(rig.lab):
+        with rig.lab.inside(published.HOST):
+            listener = socket.create_server((server, 9001), family=family)
+        rig.lab.run_in("router", ["ip", "route", "replace", f"{server}", "via", gateway_of(source)])
+        with rig.lab.inside("attacker"):
+            client = socket.create_connection((server, 9001), 5, source_address=(source, 0))
+        served, _ = listener.accept()
+        with listener, client, served:
+            served.sendall(b"x")
+            assert client.recv(1) == b"x"
+            rig.enforcer().block(source, ttl_s=60, reason="test")
+
+            def reset() -> bool:
+                try:
+                    served.sendall(b"y")
+                except ConnectionError:
+                    return True
+                return False
+
+            wait_for("the reset", reset)
+            client.settimeout(0.7)
+            with pytest.raises(TimeoutError):
+                client.recv(1)
+
+
+def gateway_of(source: str) -> str:
+    return HOSTS["gateway"].v6 if ":" in source else HOSTS["gateway"].v4

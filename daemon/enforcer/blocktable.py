@@ -11,6 +11,7 @@ from ipaddress import IPv6Address, ip_network
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import NamedTuple
 
+from ..errors import EnforcerError
 from .elements import MissingError
 from .nft import Nft
 from .rails import PREFIXES, Network, Rails
@@ -29,8 +30,9 @@ def name_of(network: Network) -> str:
     return f"block{network.version}_{network.prefixlen}"
 
 
-def render(never: Collection[Network], rails: Rails) -> str:
-    """The table without blocks, replacing whatever stands under its name, in one transaction."""
+def render(never: Collection[Network], rails: Rails, *, resets: bool = True) -> str:
+    """The table without blocks, replacing whatever stands under its name, in one transaction. With `resets`, a
+    server behind this machine hears that its client is gone when it next sends."""
     sets = "".join(
         f"set block{version}_{length} {{ type ipv{version}_addr; flags timeout; "
         f"size {rails.limits.most_blocks + _SPARE}; }}\n"
@@ -41,21 +43,23 @@ def render(never: Collection[Network], rails: Rails) -> str:
         named = [str(n) for n in never if n.version == version]
         elements = f"elements = {{ {', '.join(named)} }}" if named else ""
         sets += f"set never{version} {{ type ipv{version}_addr; flags interval; auto-merge; {elements} }}\n"
+    reset = 'meta l4proto tcp counter name "dropped_out" reject with tcp reset'
+    chains = _chain("from_source", "prerouting", "iif", "saddr", 'counter name "dropped_in" drop')
+    chains += _chain("from_server", "forward", "oif", "daddr", reset) if resets else ""
+    chains += _chain("to_source", "postrouting", "oif", "daddr", 'counter name "dropped_out" drop')
     return (
         f"add table inet {TABLE}\ndelete table inet {TABLE}\ntable inet {TABLE} {{\n{sets}"
-        "counter dropped_in { }\ncounter dropped_out { }\n"
-        f"{_chain('from_source', 'prerouting', 'iif', 'saddr', 'dropped_in')}"
-        f"{_chain('to_source', 'postrouting', 'oif', 'daddr', 'dropped_out')}}}\n"
+        f"counter dropped_in {{ }}\ncounter dropped_out {{ }}\n{chains}}}\n"
     )
 
 
-def _chain(name: str, hook: str, interface: str, side: str, counter: str) -> str:
+def _chain(name: str, hook: str, interface: str, side: str, verdict: str) -> str:
     rules = [f'{interface} "lo" accept', f"ip {side} @never4 accept", f"ip6 {side} @never6 accept"]
     for version, lengths in PREFIXES.items():
         protocol, any_address, full = ("ip", "0.0.0.0", 32) if version == 4 else ("ip6", "::", 128)
         masks = [f" & {ip_network(f'{any_address}/{n}').netmask}" if n < full else "" for n in lengths]
         rules += [
-            f'{protocol} {side}{mask} @block{version}_{length} counter name "{counter}" drop'
+            f'{protocol} {side}{mask} @block{version}_{length} {verdict}'
             for length, mask in zip(lengths, masks, strict=True)
         ]
     body = "\n".join(rules)
@@ -96,13 +100,15 @@ def replace(nft: Nft, never: Collection[Network], rails: Rails, blocks: Iterable
         )
         inet_pton(family, address)  # nothing else gets into a command
         by_set.setdefault(name, []).append(f"{address} timeout {max(1, round(seconds))}s")
-    parts = [render(never, rails)]
-    for name, elements in by_set.items():
-        parts += [
-            f"add element inet {TABLE} {name} {{ {', '.join(elements[at : at + _CHUNK])} }}\n"
-            for at in range(0, len(elements), _CHUNK)
-        ]
-    nft.run("".join(parts))
+    put = "".join(
+        f"add element inet {TABLE} {name} {{ {', '.join(elements[at : at + _CHUNK])} }}\n"
+        for name, elements in by_set.items()
+        for at in range(0, len(elements), _CHUNK)
+    )
+    try:
+        nft.run(render(never, rails) + put)
+    except EnforcerError:  # perhaps a kernel that cannot answer servers with a reset
+        nft.run(render(never, rails, resets=False) + put)
 
 
 def set_never(nft: Nft, never: Collection[Network]) -> None:
