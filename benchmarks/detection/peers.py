@@ -13,13 +13,14 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-from .score import PRIORITIES, Claim, gatewatch_claims
+from . import crowdsec_replay
+from .score import PRIORITIES, Claim, gatewatch_claims, microseconds
 
 MEDIUM = PRIORITIES.index("medium")
 HERE = Path(__file__).parent
-PLACES = ("usr/share/crowdsec", "etc/crowdsec")
 
 
 class Missing(Exception):
@@ -74,4 +75,19 @@ def fail2ban(log: Path) -> list[Claim]:
     ]
 
 
-PEERS = {"Gatewatch": gatewatch, "fail2ban": fail2ban}
+def crowdsec(log: Path) -> list[Claim]:
+    """One claim for each alert, which its default profile answers with a ban."""
+    place = crowdsec_replay.root()
+    if place is None:
+        raise Missing(
+            "CrowdSec is not installed: apt-get install crowdsec, or unpack its package and set CROWDSEC_ROOT"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        found = crowdsec_replay.alerts(place, log.resolve(), Path(folder))
+    return [
+        Claim(f"crowdsec {source}", microseconds(at), "ban", MEDIUM, (source,), (), (source,))
+        for at, source, _ in found
+    ]
+
+
+PEERS = {"Gatewatch": gatewatch, "fail2ban": fail2ban, "CrowdSec": crowdsec}

@@ -1,7 +1,7 @@
 """Login detection measured: the frozen scenarios, or held-out ones, by kind of attack, Gatewatch beside
 fail2ban and CrowdSec.
 
-make benchmark-detection                               every frozen scenario but the long one python
+make benchmark-detection                               the plain day and the four harder ones python
 benchmarks/detection/run.py day hard            these python benchmarks/detection/run.py --held-out 10
 ten other seeds, rates and sizes drawn from each python benchmarks/detection/run.py --sizes 1 0.5 0.25  with
 attacks of half and of a quarter of the size as well
@@ -31,8 +31,8 @@ from .scenarios import FOLDER, NAMES, held_out, load, sized
 from .score import Claim, Row, Score, read_labels, rows, score
 from .site import Options
 
-LONG = ("benign",)
-"""Left out unless they are named: minutes each."""
+USUAL = ("day", "hard")
+"""What is measured where nothing is named; with every peer it takes some minutes."""
 Detector = Callable[[Path], list[Claim]]
 
 
@@ -147,6 +147,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--all", action="store_true", help="every frozen scenario, the four weeks too")
     parser.add_argument("scenarios", nargs="*", metavar="NAME", help=f"of: {', '.join(NAMES)}")
     parser.add_argument(
         "--held-out", type=int, metavar="SEEDS", help="instead: that many sites drawn from seeds"
@@ -203,7 +204,8 @@ def main() -> int:
 
 
 def frozen(names: list[str], freeze: bool) -> int:
-    """Compares what the generator makes of each scenario with its checksum, or writes it; 1 where one differs."""
+    """Compares what the generator makes of each scenario with its checksum, or writes it; 1 where one
+    differs."""
     differing = 0
     with tempfile.TemporaryDirectory() as temporary:
         for name in names:
@@ -230,7 +232,7 @@ def _plans(chosen: argparse.Namespace) -> Iterator[tuple[str, Options]]:
         for seed in range(chosen.first_seed, chosen.first_seed + chosen.held_out):
             yield f"held out {seed}", held_out(seed)
         return
-    for name in chosen.scenarios or [name for name in NAMES if name not in LONG]:
+    for name in chosen.scenarios or (NAMES if chosen.all else USUAL):
         yield name, load(name).options
 
 

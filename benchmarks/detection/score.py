@@ -22,10 +22,10 @@ everybody is no detection. Networks wider than an IPv4 /24 or an IPv6 /48 catch 
 
 Accused is a legitimate source that a claim at medium or above names, alone or within a network, unless it
 takes part in an episode that runs then (an office with an attacker in it), and a user of whom such a claim
-says that somebody else acted in their name (`ACCUSES_USER`) when nobody did. Background noise is neither: it is no
-episode, so catching it earns nothing, and nobody's friend, so naming it accuses nobody. Incidents that name
-noise alone are counted by themselves, since an analyst has to read them; on a benign-only log there should
-be none above low.
+says that somebody else acted in their name (`ACCUSES_USER`) when nobody did. Background noise is neither:
+it is no episode, so catching it earns nothing, and nobody's friend, so naming it accuses nobody. Incidents
+that name noise alone are counted by themselves, since an analyst has to read them; on a benign-only log
+there should be none above low.
 
 An event is a failed attempt, at its `Failed` line; a detector that acts on PAM's line before it needs one
 fewer. Labels of the log's own resolution are compared, so that with traditional times events of the same

@@ -124,6 +124,18 @@ def login(
             )
         )
         command = f"{user} : TTY=pts/{chance.below(20)} ; PWD=/home/{user} ; USER=root ; COMMAND={what}"
+        if chance.chosen(0.06):
+            who = f"logname={user} uid={uid} euid=0 tty=/dev/pts/1 ruser={user} rhost=  user={user}"
+            lines.append((then - 4, "sudo", f"pam_unix(sudo:auth): authentication failure; {who}", 0))
+            if chance.chosen(0.3):
+                lines.append(
+                    (
+                        then - 1,
+                        "sudo",
+                        f"{user} : 1 incorrect password attempt ; {command.split(' : ')[1]}",
+                        0,
+                    )
+                )
         lines.append((then, "sudo", command, 0))
         lines.append(
             (
@@ -265,6 +277,8 @@ def probe(chance: Chance, source: str) -> list[Line]:
         return [(0.0, SSHD, f"Did not receive identification string from {source} port {port}", 0)]
     if draw < 0.7:
         return [(0.0, SSHD, f"banner exchange: Connection from {source} port {port}: invalid format", 0)]
+    if draw < 0.75:
+        return [(120.0, SSHD, f"fatal: Timeout before authentication for {source} port {port}", 0)]
     if draw < 0.85:
         why = "no matching host key type found. Their offer: ssh-rsa,ssh-dss"
         return [(0.0, SSHD, f"Unable to negotiate with {source} port {port}: {why} [preauth]", 0)]

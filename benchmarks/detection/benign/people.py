@@ -32,12 +32,17 @@ def log_in(
             duo=person.uid % 3 > 0, pace=8,
         )  # fmt: skip
         return Visit(at, lines, actor or person.actor, source, person.name)
+    method = person.method
+    if method == "publickey" and source in (person.office, person.address) and chance.chosen(0.01):
+        method = "password"  # the agent is not at hand
+    second = person.uid % 5 == 0 and chance.chosen(0.3)
     lines = shapes.login(
         chance,
         person.name,
         source,
         uid=person.uid,
-        method=person.method,
+        method=method,
+        key=person.name + "'s laptop" if second else "",
         typed_wrong=wrong,
         seconds=30 + chance.exponential(1500),
         sudo=chance.whole(1, 2) if chance.chosen(0.3) else 0,
@@ -73,9 +78,13 @@ def _working(site: Site, person: Person) -> Iterator[Visit]:
         source = place_of(chance, person, day)
         many = chance.whole(3, 12)
         visits: list[Visit] = []
+        if chance.chosen(0.02) and day not in person.away:  # called out of bed, from where they live
+            at = day * DAY + chance.between(0.5, 4.5) * HOUR
+            visits.append(log_in(site, chance, person, person.at_home(day), at))
         if day in person.present:
             visits.append(log_in(site, chance, person, source, day * DAY + person.begins))
         elif day in person.away or not busy:
+            yield from visits
             continue
         for _ in range(many):
             at = day * DAY + chance.between(person.begins, person.ends)

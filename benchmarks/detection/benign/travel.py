@@ -34,20 +34,19 @@ def _travellers(site: Site) -> Iterator[Visit]:
         family = 6 if chance.chosen(0.2) else 4
         hotel = site.addresses.source(chance, chance.pick(networks("residential", (place,), family)))
         why = f"travels: from {place} for {days} days, with success at once"
-        visits += _trip(site, chance, person, hotel, start, days, why)
+        visits += _trip(site, chance, person, hotel, start, days, why, 5.5 if place == "newyork" else 0.0)
     return sorted_visits(visits)
 
 
 def _trip(
-    site: Site, chance: Chance, person: Person, hotel: str, start: int, days: int, why: str
+    site: Site, chance: Chance, person: Person, hotel: str, start: int, days: int, why: str, later: float
 ) -> list[Visit]:
     actor = site.actor("traveller", "benign", why)
     visits: list[Visit] = []
     for day in range(start, min(start + days, site.options.days)):
         for n in range(chance.whole(2, 6)):
-            at = day * DAY + chance.between(
-                max(person.begins, 9 * HOUR) if day > start else 13 * HOUR, person.ends + HOUR
-            )
+            begins = max(person.begins, 9 * HOUR) if day > start else 13 * HOUR
+            at = day * DAY + later * HOUR + chance.between(begins, person.ends)
             if n == 1 and person.method == "password" and chance.chosen(0.2):
                 some, at = mistakes(site, chance, person, hotel, at, 1, actor)
                 visits += some

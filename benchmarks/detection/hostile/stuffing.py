@@ -3,6 +3,7 @@ some pairs that are right."""
 
 from __future__ import annotations
 
+from ..benign.noise import forged
 from ..chance import Chance
 from ..site import DAY, HOUR, Site, Visit
 from .campaign import (
@@ -36,6 +37,8 @@ LEAKED = (
 
 
 def _user(site: Site, chance: Chance, known: float) -> str:
+    if chance.chosen(0.005):
+        return forged(chance, chance.pick((site.office, site.branch)))
     if chance.chosen(known):
         return chance.pick(site.people).name
     return f"{chance.pick(LEAKED)}{chance.below(500) or ''}"
