@@ -32,7 +32,7 @@ from enforcer_rig import ANALYSER_UID, OTHER, RAILS, Rig
 from figures import machine, percentile, table
 from gatewatch.daemon.enforcer.client import Enforcer
 from gatewatch.daemon.enforcer.journal import Journal
-from gatewatch.daemon.enforcer.netlink import attributes
+from gatewatch.daemon.enforcer.kernel.netlink import attributes
 from gatewatch.daemon.enforcer.state import NS_PER_S, clocks
 from lab.lab import Lab, unmet, wait_for
 

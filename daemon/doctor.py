@@ -160,7 +160,7 @@ def _privileges(config: Config) -> Iterator[Check]:
 
 
 def _nftables(config: Config) -> Iterator[Check]:
-    from .enforcer.nft import Nft
+    from .enforcer.kernel.nft import Nft
 
     bad: State = "fail" if config.mode == "enforce" else "warn"
     try:

@@ -23,7 +23,7 @@ from .analyser import run_analyser
 from .assembly import load_rails
 from .cli.output import printable
 from .collectors.worker import WorkerOptions, run_worker
-from .enforcer.host import own_addresses
+from .enforcer.kernel.host import own_addresses
 from .enforcer.rails import Rails
 from .errors import ConfigError, GatewatchError
 from .events import NS_PER_S, rfc3339

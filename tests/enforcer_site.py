@@ -8,9 +8,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from gatewatch.daemon.enforcer import bypass, killtable
-from gatewatch.daemon.enforcer.bypass import Bypass
-from gatewatch.daemon.enforcer.nft import Nft
+from gatewatch.daemon.enforcer.kernel import killtable
+from gatewatch.daemon.enforcer.kernel.nft import Nft
+from gatewatch.daemon.enforcer.proof import bypass
+from gatewatch.daemon.enforcer.proof.bypass import Bypass
 from gatewatch.daemon.enforcer.rails import Endpoint
 from lab.lab import Lab
 
@@ -61,8 +62,8 @@ class Site:
 
 _FIND = """
 import sys
-from gatewatch.daemon.enforcer import bypass
-from gatewatch.daemon.enforcer.nft import Nft
+from gatewatch.daemon.enforcer.proof import bypass
+from gatewatch.daemon.enforcer.kernel.nft import Nft
 from gatewatch.daemon.enforcer.rails import Endpoint, service_of
 models = Endpoint("models", "high", (service_of(sys.argv[1]),), (), True, False)
 for found in bypass.find([models], Nft()):

@@ -176,6 +176,6 @@ def test_a_missing_libnftables_names_its_package(tmp_path: Path, monkeypatch) ->
             return load(None, **options)
         raise OSError(f"{name}: cannot open shared object file")
 
-    monkeypatch.setattr("gatewatch.daemon.enforcer.nft.ctypes.CDLL", missing)
+    monkeypatch.setattr("gatewatch.daemon.enforcer.kernel.nft.ctypes.CDLL", missing)
     found = checks(tmp_path, mode="enforce")
     assert (found["libnftables"].state, found["libnftables"].remedy) == ("fail", "apt install libnftables1")

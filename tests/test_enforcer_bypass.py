@@ -28,9 +28,9 @@ from enforcer_site import (
     Site,
     site_of,
 )
-from gatewatch.daemon.enforcer import bypass
-from gatewatch.daemon.enforcer.bypass import Bypass
-from gatewatch.daemon.enforcer.netlink import Netlink, attribute
+from gatewatch.daemon.enforcer.kernel.netlink import Netlink, attribute
+from gatewatch.daemon.enforcer.proof import bypass
+from gatewatch.daemon.enforcer.proof.bypass import Bypass
 from gatewatch.daemon.enforcer.rails import Endpoint
 from lab.lab import HOSTS, Lab, unmet, wait_for
 

@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 from enforcer_rig import _ASK, GATEWAY, RAILS, SILENCE_S, Rig
-from gatewatch.daemon.enforcer import cut, killtable
+from gatewatch.daemon.enforcer import cut
 from gatewatch.daemon.enforcer.cut import Place
-from gatewatch.daemon.enforcer.nft import Nft
+from gatewatch.daemon.enforcer.kernel import killtable
+from gatewatch.daemon.enforcer.kernel.nft import Nft
 from gatewatch.daemon.enforcer.rails import service_of
 from gatewatch.daemon.errors import EnforcerError
 from lab.hosts import program

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 from enforcer_rig import FRONT, GATEWAY, Rig
-from gatewatch.daemon.enforcer import conntrack, dnat
-from gatewatch.daemon.enforcer.host import own_addresses
-from gatewatch.daemon.enforcer.nft import Nft
+from gatewatch.daemon.enforcer.kernel import conntrack, dnat
+from gatewatch.daemon.enforcer.kernel.host import own_addresses
+from gatewatch.daemon.enforcer.kernel.nft import Nft
 from gatewatch.daemon.enforcer.rails import service_of
 from lab.lab import Lab, unmet
 from lab.published import BACK, V4, Published

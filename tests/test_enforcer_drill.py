@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from enforcer_echo import LIMIT_S, TCP, UDP, ask, client, echo, endpoint, silent
-from gatewatch.daemon.enforcer import drill, killtable
-from gatewatch.daemon.enforcer.nft import Nft
+from gatewatch.daemon.enforcer.kernel import killtable
+from gatewatch.daemon.enforcer.kernel.nft import Nft
+from gatewatch.daemon.enforcer.proof import drill
 from gatewatch.daemon.enforcer.rails import Endpoint
 from lab.lab import HOSTS, Lab, unmet
 

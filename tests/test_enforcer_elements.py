@@ -10,13 +10,13 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 
 import pytest
-from gatewatch.daemon.enforcer import blocktable, conntrack
 from gatewatch.daemon.enforcer.authority import Authority, Caller
-from gatewatch.daemon.enforcer.elements import Elements, MissingError, read
 from gatewatch.daemon.enforcer.journal import Journal
-from gatewatch.daemon.enforcer.monitor import Monitor
-from gatewatch.daemon.enforcer.netlink import REQUEST, Netlink, attribute
-from gatewatch.daemon.enforcer.nft import Nft
+from gatewatch.daemon.enforcer.kernel import blocktable, conntrack
+from gatewatch.daemon.enforcer.kernel.elements import Elements, MissingError, read
+from gatewatch.daemon.enforcer.kernel.monitor import Monitor
+from gatewatch.daemon.enforcer.kernel.netlink import REQUEST, Netlink, attribute
+from gatewatch.daemon.enforcer.kernel.nft import Nft
 from gatewatch.daemon.enforcer.rails import PREFIXES, Network, Rails, address_text, parse
 from gatewatch.daemon.enforcer.state import clocks
 from gatewatch.daemon.errors import EnforcerError
@@ -117,7 +117,7 @@ def test_an_answer_that_nobody_waited_for_is_not_taken_for_the_next_one(nft: Nft
 @pytest.mark.lab
 def test_without_privilege_it_says_so(bare: Lab) -> None:
     program = (
-        "import os; from gatewatch.daemon.enforcer.elements import Elements; os.setresuid(65534, 65534, 65534); "
+        "import os; from gatewatch.daemon.enforcer.kernel.elements import Elements; os.setresuid(65534, 65534, 65534); "
         f"Elements().put({TABLE!r}, {{'block4_32': {{bytes(4): 1000}}}})"
     )
     done = bare.run_in("gateway", [sys.executable, "-c", program], check=False)

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 from enforcer_rig import BACK, FRONT, GATEWAY, OTHER
-from gatewatch.daemon.enforcer import killtable
-from gatewatch.daemon.enforcer.nft import Nft
-from gatewatch.daemon.enforcer.probe import remove_stale
+from gatewatch.daemon.enforcer.kernel import killtable
+from gatewatch.daemon.enforcer.kernel.nft import Nft
+from gatewatch.daemon.enforcer.proof.probe import remove_stale
 from gatewatch.daemon.enforcer.rails import service_of
 from lab.lab import HOSTS, Lab, unmet, wait_for
 
@@ -28,8 +28,8 @@ TARGETS = {f"{address}:{FRONT}/{p}" for address in (GATEWAY.v4, f"[{GATEWAY.v6}]
 
 _PROGRAM = """
 import fcntl, json, os, select, sys
-from gatewatch.daemon.enforcer.nft import Nft
-from gatewatch.daemon.enforcer.probe import Probe
+from gatewatch.daemon.enforcer.kernel.nft import Nft
+from gatewatch.daemon.enforcer.proof.probe import Probe
 from gatewatch.daemon.enforcer.rails import service_of
 
 lock = open(sys.argv[1], "w")

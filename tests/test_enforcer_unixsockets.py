@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from enforcer_echo import LIMIT_S, client, endpoint
 from enforcer_site import FRONT, Site, site_of
-from gatewatch.daemon.enforcer import bypass, unixsockets
+from gatewatch.daemon.enforcer.proof import bypass, unixsockets
 from lab.lab import HOSTS, Lab, unmet, wait_for
 
 GATEWAY = HOSTS["gateway"]

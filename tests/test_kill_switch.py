@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 from enforcer_rig import BACK, FRONT, GATEWAY, OTHER, RAILS, Rig, flows, stopped
-from gatewatch.daemon.enforcer import killtable
+from gatewatch.daemon.enforcer.kernel import killtable
 from gatewatch.daemon.enforcer.rails import parse
 from gatewatch.daemon.errors import EnforcerError
 from lab.lab import HOSTS, Lab, unmet, wait_for

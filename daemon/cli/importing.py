@@ -235,7 +235,7 @@ def _rails(wanted: Plan, found: Found, rails: Rails, asked: Asked) -> dict[str, 
 
 def _judge(blocks: Sequence[tuple[str, int]], rails: Rails) -> dict[str, Any]:
     """What the enforcer would say, as far as the rails file and this machine's own addresses tell."""
-    from ..enforcer import host
+    from ..enforcer.kernel import host
     from ..enforcer.rails import network_of, refusal
 
     never = rails.never(host.surroundings())

@@ -14,7 +14,7 @@ from ..errors import EnforcerError, GatewatchError, PrivilegeError, UsageError
 from . import rails as rails_file
 from .authority import Authority
 from .journal import Journal, LockedError
-from .nft import Nft
+from .kernel.nft import Nft
 from .server import Options, Server, say
 from .state import Moment, clocks
 

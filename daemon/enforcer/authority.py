@@ -16,11 +16,12 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from ..errors import EnforcerError
-from . import blocktable, conntrack, host, signatures, sockets
-from .elements import MissingError
+from . import signatures
 from .journal import Journal
+from .kernel import blocktable, conntrack, host, sockets
+from .kernel.elements import MissingError
+from .kernel.nft import Nft
 from .killswitch import MOST_NAMED, KillSwitch, Later
-from .nft import Nft
 from .protocol import MOST_BYTES, PAGE, MalformedError, encode
 from .rails import PREFIXES, Network, Rails, Refusal, address_text, network_of, refusal
 from .state import Approval, Block, Moment

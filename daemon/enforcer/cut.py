@@ -24,11 +24,11 @@ from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 from ..errors import EnforcerError, GatewatchError, PrivilegeError, UsageError
-from . import host, sockets
 from . import rails as rails_file
 from .client import plain
+from .kernel import host, sockets
+from .kernel.sockets import Connection
 from .rails import Address, Endpoint, Service
-from .sockets import Connection
 
 MOST_BYTES = 65_536
 MOST_ENDPOINTS = 256

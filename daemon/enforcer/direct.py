@@ -17,8 +17,8 @@ from . import rails as rails_file
 from .authority import Authority, Caller
 from .client import judged
 from .journal import Journal
+from .kernel.nft import Nft
 from .killswitch import Later
-from .nft import Nft
 from .protocol import encode, parse
 from .state import clocks
 

@@ -13,16 +13,17 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import EnforcerError
-from . import conntrack, dnat, host, killtable, signatures, sockets
+from . import signatures
 from .journal import Journal
-from .killtable import BREAK_GLASS, KILL
-from .nft import Nft
+from .kernel import conntrack, dnat, host, killtable, sockets
+from .kernel.killtable import BREAK_GLASS, KILL
+from .kernel.nft import Nft
 from .rails import Address, Endpoint, Rails, Refusal, Service
 from .state import NS_PER_S, Kill
 
 if TYPE_CHECKING:
-    from .probe import Outcome, Probe
-    from .unixsockets import Watch
+    from .proof.probe import Outcome, Probe
+    from .proof.unixsockets import Watch
 
 _ROUNDS = 3
 _HELPER_S = 2.0
@@ -72,7 +73,7 @@ class KillSwitch:
 
     def tidy(self) -> None:
         """Take away what a probe left whose enforcer was killed. Raises EnforcerError."""
-        from . import probe
+        from .proof import probe
 
         probe.remove_stale(self._nft)
 
@@ -166,7 +167,7 @@ class KillSwitch:
         }
         if not probe:
             return self._receipt(receipt, not_proven, [], by)
-        from .probe import Probe
+        from .proof.probe import Probe
 
         running = Probe(self._nft, {e.name: self._services(e) for e in chosen})
         later = Later(running, lambda: self._receipt(receipt, not_proven, running.finish(), by))
@@ -254,7 +255,7 @@ class KillSwitch:
 
     def drill_start(self, names: list[str], seconds: int) -> dict[str, Any] | Refusal:
         """Count what a kill switch would drop; cuts nothing. A drill that is running begins anew."""
-        from . import drill, unixsockets
+        from .proof import drill, unixsockets
 
         chosen = [e for e in self._rails.endpoints if not names or e.name in names]
         unknown = [n for n in names if self._rails.endpoint(n) is None]
@@ -279,7 +280,7 @@ class KillSwitch:
 
     def drill_stop(self) -> dict[str, Any]:
         """End the drill; requests seen of each endpoint, and what passes by the kill switch."""
-        from . import bypass, drill
+        from .proof import bypass, drill
 
         endpoints, watch, self._drill, self._watch, self._drill_ends = self._drill, self._watch, [], None, 0.0
         seen = drill.stop(self._nft)

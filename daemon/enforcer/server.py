@@ -24,8 +24,8 @@ from typing import NamedTuple
 from ..errors import GatewatchError
 from . import rails as rails_file
 from .authority import Authority, Caller
+from .kernel.monitor import Monitor
 from .killswitch import Later
-from .monitor import Monitor
 from .protocol import MOST_BYTES, SOCKET, MalformedError, parse
 from .rails import Refusal
 

@@ -99,7 +99,7 @@ class KernelDouble:
         return [self._tables[table]] if table in self._tables else None
 
     def _held(self, table: str, name: str) -> dict[bytes, int]:
-        from gatewatch.daemon.enforcer.elements import MissingError
+        from gatewatch.daemon.enforcer.kernel.elements import MissingError
 
         if (table, name) not in self._sets:
             raise MissingError(f"table inet {table}: No such file or directory")

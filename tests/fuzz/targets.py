@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import generator
-from gatewatch.daemon.enforcer import audit, client, killtable, signatures
+from gatewatch.daemon.enforcer import audit, client, signatures
 from gatewatch.daemon.enforcer.authority import Authority, Caller
-from gatewatch.daemon.enforcer.blocktable import TABLE
 from gatewatch.daemon.enforcer.chain import verify
 from gatewatch.daemon.enforcer.journal import Journal
+from gatewatch.daemon.enforcer.kernel import killtable
+from gatewatch.daemon.enforcer.kernel.blocktable import TABLE
 from gatewatch.daemon.enforcer.protocol import MOST_BYTES, MalformedError, encode, parse
 from gatewatch.daemon.enforcer.rails import PREFIXES, Rails, Refusal, address_text, network_of
 from gatewatch.daemon.enforcer.rails import parse as parse_rails

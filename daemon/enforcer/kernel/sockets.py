@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from ipaddress import IPv6Address, ip_address
 from typing import NamedTuple
 
+from ..rails import Address, Network, Service
 from .netlink import Netlink, attribute
-from .rails import Address, Network, Service
 
 _SOCK_DIAG = 4  # NETLINK_SOCK_DIAG
 _TCP_OF_ANY_FAMILY, _BY_FAMILY, _DESTROY = 18, 20, 21  # TCPDIAG_GETSOCK, SOCK_DIAG_BY_FAMILY, SOCK_DESTROY

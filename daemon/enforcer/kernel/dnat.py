@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from ipaddress import ip_address
 from typing import Any
 
+from ..rails import Address, Service
 from .nft import Nft
-from .rails import Address, Service
 
 
 def behind(nft: Nft, services: Iterable[Service], own: frozenset[Address]) -> dict[Service, set[Service]]:

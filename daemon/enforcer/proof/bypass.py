@@ -15,11 +15,11 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from ..errors import EnforcerError
+from ...errors import EnforcerError
+from ..kernel.netlink import ACK, Netlink, attribute, attributes
+from ..kernel.nft import Nft
+from ..rails import Address, Endpoint, Service
 from . import spaces
-from .netlink import ACK, Netlink, attribute, attributes
-from .nft import Nft
-from .rails import Address, Endpoint, Service
 from .unixsockets import Bypass, Watch, process, shown
 
 __all__ = ["Bypass", "Watch", "find"]

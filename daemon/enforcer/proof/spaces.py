@@ -11,7 +11,7 @@ import errno
 import os
 import struct
 
-from .netlink import DUMP, Netlink, attribute, attributes
+from ..kernel.netlink import DUMP, Netlink, attribute, attributes
 
 _NEW, _GET = 88, 90  # RTM_NEWNSID, RTM_GETNSID
 _ID, _PROCESS, _FILE = 1, 2, 3  # NETNSA_*

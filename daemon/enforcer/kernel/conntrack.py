@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import ip_address
 from typing import NamedTuple
 
+from ..rails import Network, Service
 from .netlink import Netlink, attribute, attributes
-from .rails import Network, Service
 
 _NETFILTER = 12  # NETLINK_NETFILTER
 _GET, _DELETE = (1 << 8) | 1, (1 << 8) | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET and _DELETE

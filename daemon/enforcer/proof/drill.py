@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from . import killtable
-from .blocktable import PRIORITY
-from .killtable import DRILL
-from .nft import Nft
-from .rails import Endpoint, Service
+from ..kernel import killtable
+from ..kernel.blocktable import PRIORITY
+from ..kernel.killtable import DRILL
+from ..kernel.nft import Nft
+from ..rails import Endpoint, Service
 
 # A packet that NAT rewrites matches one service as it comes and another one later, so it is counted twice on its
 # way: in `came`, where each packet passes once, and in `led`, once it is known where it goes.

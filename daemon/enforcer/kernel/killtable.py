@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from ipaddress import ip_address
 from typing import Any, NamedTuple
 
+from ..rails import Service
 from .blocktable import PRIORITY
 from .nft import Nft
-from .rails import Service
 
 KILL = "gatewatch_kill"
 DRILL = "gatewatch_drill"

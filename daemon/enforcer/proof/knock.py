@@ -22,8 +22,8 @@ from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
 
-from .netlink import ACK, Netlink, attribute
-from .rails import Service
+from ..kernel.netlink import ACK, Netlink, attribute
+from ..rails import Service
 
 WAIT_S = 0.4
 """How long an answer is waited for."""

@@ -13,7 +13,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 
-from ..errors import EnforcerError
+from ...errors import EnforcerError
 from .netlink import ACK, DUMP, Netlink, attribute, attributes, listed
 
 _NETFILTER = 12  # NETLINK_NETFILTER

@@ -8,7 +8,7 @@ import json
 import os
 from typing import Any
 
-from ..errors import EnforcerError
+from ...errors import EnforcerError
 from .elements import INET, Elements
 
 # The bits of nft_ctx_output_set_flags, from nftables/libnftables.h.

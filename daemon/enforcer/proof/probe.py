@@ -16,11 +16,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ..errors import EnforcerError
-from . import host, knock
-from .blocktable import PRIORITY
-from .nft import Nft
-from .rails import Address, Service
+from ...errors import EnforcerError
+from ..kernel import host
+from ..kernel.blocktable import PRIORITY
+from ..kernel.nft import Nft
+from ..rails import Address, Service
+from . import knock
 
 TABLE = "gatewatch_probe"
 DROPPED, REACHED, NOT_PROBED = "dropped", "reached", "not probed"

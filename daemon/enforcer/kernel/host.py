@@ -10,8 +10,8 @@ import socket
 import struct
 from ipaddress import ip_address, ip_network
 
+from ..rails import SSH, Address, Network
 from .netlink import ACK, Netlink, attribute, attributes
-from .rails import SSH, Address, Network
 from .sockets import LISTEN, Connection, connections
 
 _RTM_GETADDR, _RTM_GETROUTE = 22, 26  # linux/rtnetlink.h

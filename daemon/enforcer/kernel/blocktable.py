@@ -11,10 +11,10 @@ from ipaddress import IPv6Address, ip_network
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import NamedTuple
 
-from ..errors import EnforcerError
+from ...errors import EnforcerError
+from ..rails import PREFIXES, Network, Rails
 from .elements import MissingError
 from .nft import Nft
-from .rails import PREFIXES, Network, Rails
 
 TABLE = "gatewatch"
 PRIORITY = -310
@@ -59,7 +59,7 @@ def _chain(name: str, hook: str, interface: str, side: str, verdict: str) -> str
         protocol, any_address, full = ("ip", "0.0.0.0", 32) if version == 4 else ("ip6", "::", 128)
         masks = [f" & {ip_network(f'{any_address}/{n}').netmask}" if n < full else "" for n in lengths]
         rules += [
-            f'{protocol} {side}{mask} @block{version}_{length} {verdict}'
+            f"{protocol} {side}{mask} @block{version}_{length} {verdict}"
             for length, mask in zip(lengths, masks, strict=True)
         ]
     body = "\n".join(rules)

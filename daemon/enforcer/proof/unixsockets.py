@@ -14,10 +14,10 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from ..kernel.netlink import Netlink, attributes
+from ..kernel.sockets import LISTEN, connections
+from ..rails import Endpoint, Service
 from . import spaces
-from .netlink import Netlink, attributes
-from .rails import Endpoint, Service
-from .sockets import LISTEN, connections
 
 _REQUEST = struct.Struct("=BBHIIIII")  # unix_diag_req
 _MESSAGE = struct.Struct("=BBBBI")  # unix_diag_msg up to the cookie

@@ -1,0 +1,1 @@
+"""What the enforcer does to the kernel and reads from it. Nothing here decides anything."""
