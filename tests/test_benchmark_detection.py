@@ -264,3 +264,11 @@ def test_a_peer_is_scored_end_to_end_or_named_as_missing(made: Made) -> None:
         return
     caught = {row.kind: row.caught for row in rows(score(made.labels, claims))}
     assert caught["brute_force_burst"] == 1 and caught["stuffing"] == 0
+
+
+def test_a_missing_crowdsec_is_named_with_its_remedy(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CROWDSEC_ROOT", str(tmp_path))
+    with pytest.raises(peers.Missing, match="apt-get install crowdsec"):
+        peers.crowdsec(made.log)

@@ -28,6 +28,7 @@ if __package__ in (None, ""):
 
 from .benign import gateway, machines, noise, offices, people, travel
 from .kinds import KINDS
+from .networks import table
 from .shapes import Line
 from .site import START, Options, Site, Visit, moment
 
@@ -182,6 +183,9 @@ def main() -> int:
     parser.add_argument(
         "--families", nargs="*", choices=sorted(BENIGN), help="only these of the benign families"
     )
+    parser.add_argument(
+        "--networks", action="store_true", help="also PATH.networks.jsonl, for a MaxMind-format database"
+    )
     chosen = parser.parse_args()
     options = load(chosen.scenario).options
     for name in ("seed", "days", "size", "rate"):
@@ -194,6 +198,9 @@ def main() -> int:
     elif chosen.kinds:
         options.attacks = tuple(a for a in options.attacks if a[0] in chosen.kinds)
     log = chosen.out.with_name(chosen.out.name + ".log")
+    if chosen.networks:
+        rows = "".join(json.dumps(row) + "\n" for row in table())
+        chosen.out.with_name(chosen.out.name + ".networks.jsonl").write_text(rows)
     print(write(options, log, chosen.out.with_name(chosen.out.name + ".labels.jsonl")), log)
     return 0
 

@@ -48,7 +48,7 @@ def load(name: str) -> Scenario:
 def held_out(seed: int, size: float = 1.0) -> Options:
     """Three days of a site of its own, with two of most kinds, at a rate and a size drawn from the seed.
 
-    The size of each attack is between `size` and twice that, its rate between a half and twice the usual.
+    The size of each attack is between `size` and twice that, its rate between 0.7 and twice the usual.
     """
     chance = Chance("held out", seed)
     plans = [k.name for k in KINDS.values() if k.plan and k.name not in ("spray_pool", "spray_proxies")]
@@ -60,7 +60,7 @@ def held_out(seed: int, size: float = 1.0) -> Options:
         jobs=chance.whole(20, 120),
         noise=chance.between(0.3, 2.0),
         size=size * chance.between(1.0, 2.0),
-        rate=chance.between(0.5, 2.0),
+        rate=chance.between(0.7, 2.0),
         iso=chance.chosen(0.7),
         verbose=chance.chosen(0.5),
         repeated=chance.chosen(0.3),

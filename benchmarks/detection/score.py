@@ -270,10 +270,11 @@ def _catch(episode: Mapping[str, Any], about: list[_Seen]) -> Caught:
     during = [s for s in about if start <= s.claim.raised_us <= until]
     least = PRIORITIES.index(kind.least)
     participants, users = set(episode["sources"]), set(episode["users"])
+    by_user = kind.rule in ("account", "entry", "prompts")
     named = [
         s for s in during
         if s.claim.priority >= MEDIUM
-        and (s.covers & participants or (s.claim.kind in ACCUSES_USER and users & set(s.claim.users)))
+        and (s.covers & participants or (by_user and s.claim.kind in ACCUSES_USER and users & set(s.claim.users)))
     ]  # fmt: skip
     made.incidents = len({s.claim.incident for s in named})
     fitting = [

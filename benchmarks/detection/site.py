@@ -148,7 +148,7 @@ class Site:
         self.carriers = [self.addresses.v4(chance, n) for n in networks("mobile", HOME_PLACES)]
         self.jump_host = "10.0.5.10"
         self.people = self._people(chance)
-        self.names = {p.name for p in self.people} | set(MACHINES)
+        self.names = {p.name for p in self.people} | set(MACHINES) | {"ci-runner"}
 
     def chance(self, *name: object) -> Chance:
         return Chance(VERSION, self.options.seed, *name)

@@ -20,6 +20,7 @@ def streams(site: Site) -> list[Iterator[Visit]]:
         _dead_key(site),
         _dead_password(site),
         *_rotation(site),
+        _runners(site),
         _jump_host(site),
         *_monitors(site),
         _cron(site),
@@ -148,3 +149,26 @@ def _cron(site: Site) -> Iterator[Visit]:
         for _ in range(4 if int(at) % 300 < 60 else 2):
             yield Visit(at, shapes.cron(chance), None)
         at += 60
+
+
+def _runners(site: Site) -> Iterator[Visit]:
+    """A build service in a cloud: a new machine each time, so that each login by key is from an address
+    never seen."""
+    chance = site.chance("runners")
+    cloud = networks("hosting", ("amsterdam",))[0]
+    actor = site.actor(
+        "cloud_runner",
+        "benign",
+        "a build service that logs in by key, each time from a new address of one cloud",
+    )
+    at = chance.between(0, 1800)
+    while at < site.end:
+        source = site.addresses.v4(chance, cloud)
+        yield Visit(
+            at,
+            shapes.short_job(chance, "ci-runner", source, 992, chance.between(5, 60)),
+            actor,
+            source,
+            "ci-runner",
+        )
+        at += chance.exponential(1800)

@@ -101,10 +101,11 @@ def _working(site: Site, person: Person) -> Iterator[Visit]:
             if person.method == "publickey" and chance.chosen(0.03):  # a key that the agent no longer has
                 lines = shapes.dead_key(chance, person.name, source, verbose=site.options.verbose)
                 visits.append(Visit(at - 20, lines, person.actor, source, person.name))
-            if chance.chosen(0.01):  # a user name typed wrong
+            if chance.chosen(0.02):  # a user name typed wrong, and the password tried again and again
                 wrong = person.name[:-1] if len(person.name) > 3 else person.name + "e"
-                lines = shapes.failures(chance, wrong, source, known=wrong in site.names)
-                visits.append(Visit(at - 30, lines, person.actor, source, wrong))
+                tries = chance.pick((1, 1, 2, 3))
+                lines = shapes.failures(chance, wrong, source, known=wrong in site.names, tries=tries, pace=5)
+                visits.append(Visit(at - 60, lines, person.actor, source, wrong))
         yield from sorted_visits(visits)
 
 
@@ -113,13 +114,13 @@ def _password_people(site: Site, but: Collection[str] = ()) -> list[Person]:
 
 
 def _forgotten(site: Site) -> Iterator[Visit]:
-    """Four a day: eight wrong passwords, then the right one, or giving up (and coming back the next day,
+    """Ten a day: eight wrong passwords, then the right one, or giving up (and coming back the next day,
     after a call)."""
     chance = site.chance("forgotten")
     people = _password_people(site, but=site.targets)
     plan: dict[int, list[tuple[Person, bool]]] = {}
     for day in range(site.options.days):
-        for remembers in (True, False, True, False):
+        for remembers in (True, False) * 5:
             person = chance.pick(people)
             if day not in person.away and not site.weekend(day):
                 person.away.add(day)
@@ -148,7 +149,7 @@ def _managers(site: Site) -> Iterator[Visit]:
     people = _password_people(site)
     for day in range(site.options.days):
         visits: list[Visit] = []
-        for person in chance.sample(people, 3):
+        for person in chance.sample(people, 5):
             if day in person.away or site.weekend(day):
                 continue
             why = "a stored password that is no longer right, retried, then corrected"
