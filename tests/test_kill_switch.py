@@ -476,3 +476,19 @@ def _as_nobody(rig: Rig, words: list[str]) -> tuple[int, str]:
     )
     done = rig.lab.run_in("gateway", [sys.executable, "-c", program], check=False)
     return done.returncode, done.stderr
+
+
+@pytest.mark.lab
+def test_what_reads_right_and_does_not_work_is_not_proven(rig: Rig) -> None:
+    """Somebody's table that comes first leads the front's packets to another port, past rules that are all there."""
+    with rig.serving(OTHER):
+        rig.nft("add table inet theirs")
+        rig.nft("add chain inet theirs first { type filter hook prerouting priority -400; }")
+        rig.nft(f"add rule inet theirs first tcp dport {FRONT} tcp dport set {OTHER}")
+        code, receipt = rig.command("engage", "--endpoint", "models", "--reason", "test")
+    assert (code, receipt["proven"]) == (1, False)
+    assert any("a probe reached" in why for why in receipt["not_proven"]), receipt
+    said = rig.run(
+        "kill-switch", "engage", "--endpoint", "models", "--reason", "test", "--state", str(rig.state)
+    )
+    assert "proven               NO\n" in said.stdout
