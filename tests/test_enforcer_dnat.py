@@ -10,7 +10,7 @@ from gatewatch.daemon.enforcer.kernel import conntrack, dnat
 from gatewatch.daemon.enforcer.kernel.host import own_addresses
 from gatewatch.daemon.enforcer.kernel.nft import Nft
 from gatewatch.daemon.enforcer.rails import service_of
-from lab.lab import Lab, unmet
+from lab.lab import Lab, unmet, wait_for
 from lab.published import BACK, V4, Published
 
 NAT = "table inet theirs { chain p { type nat hook prerouting priority dstnat; RULE; }; }"
@@ -86,6 +86,8 @@ def test_connection_tracking_knows_what_no_readable_rule_says(rig: Rig) -> None:
             assert dnat.behind(Nft(), [front], frozenset(own_addresses())) == {}
             (flow,) = conntrack.flows([front])
             assert (str(flow.asked), str(flow.served)) == (f"{GATEWAY.v4}:{FRONT}/tcp", f"{V4}:{BACK}/tcp")
+            every = [front, service_of(f"{V4}:{BACK}/tcp")]  # the lab asked the server itself, and closes
+            wait_for("the lab's own end", lambda: sum(f.open for f in conntrack.flows(every)) == 1)
             _, receipt = rig.command("engage", "--endpoint", "models", "--reason", "test", "--no-probe")
         assert (receipt["connections_before"], receipt["connections_after"]) == (1, 0)
         assert f"{V4}:{BACK}/tcp" in rig.command("status")[1]["kills"][0]["services"]

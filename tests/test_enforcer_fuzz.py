@@ -20,7 +20,7 @@ PLANTED = {
         '{"request": "block", "address": "10.1.0.9", "ttl_s": 60, "reason": "x"}',
     ),
     "a fault in a handler": (
-        "from gatewatch.daemon.enforcer import blocktable; blocktable.add = lambda *_: 1 / 0",
+        "from gatewatch.daemon.enforcer.kernel import blocktable; blocktable.add = lambda *_: 1 / 0",
         '{"request": "block", "address": "203.0.113.9", "ttl_s": 60, "reason": "x"}',
     ),
     "an analyser that may release": (

@@ -144,14 +144,14 @@ def replace_kernel() -> None:
     """From now on nothing in this process asks or changes the real kernel's network, in no module of the enforcer."""
     import gatewatch.daemon.enforcer as package
 
-    for found in pkgutil.iter_modules(package.__path__):
-        if found.name != "__main__":
-            module: Any = importlib.import_module(f"{package.__name__}.{found.name}")
+    for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if not found.name.endswith(".__main__"):
+            module: Any = importlib.import_module(found.name)
             for name, double in (("Netlink", NetlinkDouble), ("Probe", ProbeDouble), ("Nft", KernelDouble)):
                 if hasattr(module, name):
                     setattr(module, name, double)
-    host: Any = importlib.import_module(f"{package.__name__}.host")
-    bypass: Any = importlib.import_module(f"{package.__name__}.bypass")
+    host: Any = importlib.import_module(f"{package.__name__}.kernel.host")
+    bypass: Any = importlib.import_module(f"{package.__name__}.proof.bypass")
     bypass.find = lambda *_: []  # it walks through this machine's processes
     own, around = tuple(map(ip_address, OWN)), tuple(map(ip_address, (GATEWAY, NAME_SERVER)))
     host.own_addresses = lambda: own
