@@ -225,6 +225,25 @@ def test_an_office_may_be_named_while_somebody_attacks_from_it_and_not_otherwise
     assert set(blocked.blockable) == set(episode["sources"])
 
 
+def test_a_finding_that_goes_on_into_the_next_attack_of_its_source_catches_that_one_too(
+    tmp_path: Path,
+) -> None:
+    made = Made(tmp_path, replace(SMALL, attacks=(("brute_force_nat", 6),)))
+    first, later = next(
+        (a, b)
+        for a in made.episodes
+        for b in made.episodes
+        if a["sources"] == b["sources"] and microseconds(a["end"]) + 3_600_000_000 < microseconds(b["start"])
+    )
+    at = microseconds(first["end"])
+    claim = Claim("1", at, "brute_force", MEDIUM, tuple(first["sources"]), (), (), microseconds(later["end"]))
+    for said, caught in ((claim, {first["id"], later["id"]}), (claim._replace(until_us=at), {first["id"]})):
+        found = {e.id for e in score(made.labels, [said]).episodes if e.caught}
+        assert found & {first["id"], later["id"]} == caught
+    wrongly = claim._replace(raised_us=microseconds(first["start"]) - 1)
+    assert first["id"] not in {e.id for e in score(made.labels, [wrongly]).episodes if e.caught}
+
+
 def test_noise_accuses_nobody_and_is_counted_by_itself(made: Made) -> None:
     noise = next(a for a in made.actors if a["kind"] == "background_guessing")
     claim = Claim(

@@ -27,6 +27,9 @@ it is no episode, so catching it earns nothing, and nobody's friend, so naming i
 that name noise alone are counted by themselves, since an analyst has to read them; on a benign-only log
 there should be none above low.
 
+Where the source of an earlier episode attacks again and the finding that was rightly raised then goes on into
+the later episode, that one is caught from its start: it is one incident that grows.
+
 An event is a failed attempt, at its `Failed` line; a detector that acts on PAM's line before it needs one
 fewer. Labels of the log's own resolution are compared, so that with traditional times events of the same
 second count.
@@ -67,6 +70,7 @@ class Claim(NamedTuple):
     sources: tuple[str, ...]
     users: tuple[str, ...]
     blockable: tuple[str, ...] = ()
+    until_us: int = 0  # the last that it rests on: a campaign that goes on is the same finding, grown
 
 
 @dataclass(slots=True)
@@ -160,6 +164,7 @@ def gatewatch_claims(incidents: Iterable[Mapping[str, Any]]) -> list[Claim]:
                     tuple(dict.fromkeys(sources)),
                     tuple(dict.fromkeys(users)),
                     tuple(finding.get("blockable", ())),
+                    microseconds(finding["end"]),
                 )
             )
     return claims
@@ -226,13 +231,17 @@ class Labels:
         return network.prefixlen < WIDEST[network.version]
 
     def hostile(self, source: str, at_us: int) -> bool:
-        return source in self.noise or any(a <= at_us <= b for a, b in self.taking_part.get(source, ()))
+        return source in self.noise or self.attacking(source, at_us)
+
+    def attacking(self, source: str, at_us: int) -> bool:
+        return any(a <= at_us <= b for a, b in self.taking_part.get(source, ()))
 
 
 class _Seen(NamedTuple):
     claim: Claim
     covers: frozenset[str]
     pure: bool
+    rightly: bool  # when it was raised, an episode ran from a source that it names
 
 
 def score(labels: Iterable[Mapping[str, Any]], claims: Iterable[Claim]) -> Score:
@@ -260,7 +269,8 @@ def _see(known: Labels, claim: Claim) -> _Seen:
     covers = frozenset(a for source in claim.sources for a in known.covered(source))
     hostile = sum(known.hostile(a, claim.raised_us) for a in covers)
     pure = hostile >= PURE * len(covers) and not any(map(known.wide, claim.sources))
-    return _Seen(claim, covers, pure)
+    rightly = any(known.attacking(a, claim.raised_us) for a in covers)
+    return _Seen(claim, covers, pure, rightly)
 
 
 def _catch(episode: Mapping[str, Any], about: list[_Seen]) -> Caught:
@@ -268,6 +278,8 @@ def _catch(episode: Mapping[str, Any], about: list[_Seen]) -> Caught:
     made = Caught(episode["id"], kind.name)
     start, until = episode["start_us"], episode["end_us"] + GRACE_US
     during = [s for s in about if start <= s.claim.raised_us <= until]
+    if kind.rule == "source":
+        during += [s for s in about if s.rightly and s.claim.raised_us < start <= s.claim.until_us]
     least = PRIORITIES.index(kind.least)
     participants, users = set(episode["sources"]), set(episode["users"])
     by_user = kind.rule in ("account", "entry", "prompts")
@@ -312,7 +324,7 @@ def _first(
         together |= its
         if rule == "source":
             if its:
-                return raised
+                return max(raised, episode["start_us"])
         elif rule == "network":
             made = [
                 entry
@@ -342,7 +354,7 @@ def _first(
 def _count_incidents(known: Labels, seen: list[_Seen], made: Score) -> None:
     priority: dict[str, int] = {}
     noise_alone: dict[str, bool] = {}
-    for claim, covers, _ in seen:
+    for claim, covers, _, _ in seen:
         priority[claim.incident] = max(priority.get(claim.incident, 0), claim.priority)
         alone = bool(covers) and all(a in known.noise for a in covers) and claim.kind not in ACCUSES_USER
         noise_alone[claim.incident] = noise_alone.get(claim.incident, True) and alone
@@ -350,7 +362,7 @@ def _count_incidents(known: Labels, seen: list[_Seen], made: Score) -> None:
             continue
         for source in covers:
             why = known.legitimate.get(source)
-            if why and not any(a <= claim.raised_us <= b for a, b in known.taking_part.get(source, ())):
+            if why and not known.attacking(source, claim.raised_us):
                 made.accused_sources.setdefault(source, f"{claim.kind} {claim.incident}; {why}")
         if claim.kind in ACCUSES_USER:
             for user in claim.users:
