@@ -150,8 +150,8 @@ class Server:
                 next_tick = now + _TICK_S
                 self._attempt(self._tick)
             self._feed()
-        for waited in list(self._later):
-            self._finish(waited)
+        for pending in list(self._later):
+            self._finish(pending)
         say("stopped; what is blocked and cut off stays so")
 
     def _listen(self) -> socket.socket:
