@@ -17,7 +17,8 @@ sys.path.insert(0, str(BENCHMARKS))
 from detection import networks, peers, scenarios  # noqa: E402
 from detection.generate import Log, write  # noqa: E402
 from detection.kinds import KINDS  # noqa: E402
-from detection.score import MEDIUM, PRIORITIES, Claim, Score, microseconds, read_labels, rows, score, wilson  # noqa: E402
+from detection.labels import microseconds, read_labels  # noqa: E402
+from detection.score import MEDIUM, PRIORITIES, Claim, Score, rows, score, wilson  # noqa: E402
 from detection.site import Options  # noqa: E402
 
 SMALL = scenarios.load("small").options

@@ -17,7 +17,8 @@ import tempfile
 from pathlib import Path
 
 from . import crowdsec_replay
-from .score import PRIORITIES, Claim, gatewatch_claims, microseconds
+from .labels import microseconds
+from .score import PRIORITIES, Claim, gatewatch_claims
 
 MEDIUM = PRIORITIES.index("medium")
 HERE = Path(__file__).parent

@@ -27,8 +27,9 @@ from figures import machine, table
 
 from . import peers
 from .generate import write
+from .labels import read_labels
 from .scenarios import FOLDER, NAMES, held_out, load, sized
-from .score import Claim, Row, Score, read_labels, rows, score
+from .score import Claim, Row, Score, rows, score
 from .site import Options
 
 USUAL = ("day", "hard")
