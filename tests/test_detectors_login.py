@@ -227,6 +227,11 @@ def test_a_guesser_who_gets_in_is_raised_on_that_very_event() -> None:
     assert "T1078" in finding.techniques
 
 
+def test_a_login_by_key_is_its_users_and_not_its_keys() -> None:
+    found = run([*(fail(n) for n in range(12)), login(12, method="publickey", key="SHA256:abc")])
+    assert only(found, "account_compromise").users == ("root",)
+
+
 def test_a_spray_that_hits_at_the_first_try_for_a_user_is_a_compromise() -> None:
     found = run([*(fail(n, user=f"u{n}") for n in range(9)), login(9, user="u9")])
     assert only(found, "account_compromise").users == ("u9",)
@@ -331,7 +336,9 @@ def test_what_came_over_the_network_blocks_nobody() -> None:
 
 
 def test_keys_of_a_gateway_stand_for_users() -> None:
-    finding = only(run(fail(n, user="", key=f"k{n}", service="nginx") for n in range(10)), "password_spray")
+    finding = only(
+        run(fail(n, user="", key=f"k{n}", service="nginx", status=401) for n in range(10)), "password_spray"
+    )
     assert finding.users[0] == "k0"
 
 

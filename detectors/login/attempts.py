@@ -32,7 +32,7 @@ class Attempts:
     time_ns: I64
     line: I64
     source: U64  # key of the client's network
-    user: U64  # key id where the line has one, else user; 0 = unknown
+    user: U64  # of a request its key id, if known; else the user; 0 = unknown
     pair: U64  # key of user and source; 0 where the user is unknown
     success: Bool
     failures: I64  # failed attempts that the line adds; 0 for a success
@@ -98,7 +98,9 @@ class AttemptStage:
         time_ns = np.clip(batch.time_ns[row], _EARLIEST_NS, _LATEST_NS)
         count = np.minimum(batch.count[row], MOST_WEIGHT).astype(np.int64)
         placed = batch.client_family[row] != 0
-        user = np.where(batch.key[row] != 0, batch.key[row], batch.user[row])
+        # A gateway's request is its key's; a login is its user's, whatever key was shown.
+        keyed = (batch.key[row] != 0) & (batch.status[row] != 0)
+        user = np.where(keyed, batch.key[row], batch.user[row])
         failures, user = self._sessions.update(
             batch.session[row],
             time_ns,
@@ -109,7 +111,7 @@ class AttemptStage:
         )
         success = kind == Outcome.SUCCESS
         kept = np.flatnonzero(placed & (success | (failures > 0)))
-        row, time_ns, user, success = row[kept], time_ns[kept], user[kept], success[kept]
+        row, time_ns, user, success, keyed = row[kept], time_ns[kept], user[kept], success[kept], keyed[kept]
         failures = np.minimum(failures[kept], MOST_WEIGHT)
         client, family = batch.client.take(row, axis=0), batch.client_family[row]
         source = self._networks.keys(client, family)
@@ -124,7 +126,6 @@ class AttemptStage:
         proven = (client[:, 1] == peer[:, 1]) & (client[:, 0] == peer[:, 0])
         proven &= (family == batch.peer_family[row]) & (provenance > Provenance.NETWORK)
         spans = batch.spans[:, _USER].take(row, axis=0)
-        keyed = batch.key[row] != 0
         if keyed.any():
             spans = np.where(keyed[:, None], batch.spans[:, _KEY].take(row, axis=0), spans)
         return Attempts(
