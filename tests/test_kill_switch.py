@@ -57,8 +57,9 @@ def test_the_command_imports_nothing_heavy_before_it_asks() -> None:
         (["engage", "--reason", " "], "the reason is missing"),
         (["release", "--reason"], "--reason wants a value"),
         (["engage", "--reason", "major", "incident"], "one word too many"),
-        (["destroy"], "engage, release, status or drill"),
+        (["destroy"], "engage, release, status, drill or verify"),
         (["status", "--now"], "no option --now"),
+        (["engage", "models", "--reason", "x", "y"], "is it --endpoint models?"),
         (["drill", "--seconds", "0"], "from 1 to 3600"),
     ],
 )

@@ -67,7 +67,8 @@ class Options:
             self._take(rest)
         if self.action not in ("engage", "release", "status", "drill", "verify"):
             raise UsageError(
-                "kill-switch: engage, release, status or drill?", remedy="kill-switch --help shows how"
+                "kill-switch: engage, release, status, drill or verify?",
+                remedy="kill-switch --help shows how",
             )
         if self.action == "verify" and not self.file:
             raise UsageError(
@@ -86,7 +87,8 @@ class Options:
                 return
             if self.action:
                 raise UsageError(
-                    f"kill-switch: {word!r} is one word too many", remedy="put the reason in quotes"
+                    f"kill-switch: {word!r} is one word too many",
+                    remedy=f"is it --endpoint {word}? A reason stands in quotes",
                 )
             self.action = word
             return
@@ -115,7 +117,7 @@ class Options:
             self.ttl_s = unit * int(number) if number.isascii() and number.isdigit() else 0
             if not 0 < self.ttl_s <= _LONGEST_S:
                 raise UsageError(
-                    f"kill-switch: --for {value}: 90s, 30m, 8h or 7d is wanted, and 7d is the longest"
+                    f"kill-switch: --for {value}: a time such as 90s, 30m or 8h is wanted, at most 7d"
                 )
         else:
             setattr(self, name[2:], value)

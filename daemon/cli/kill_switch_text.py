@@ -73,7 +73,8 @@ def verify(file: str, key: str, as_json: bool) -> int:
         print(
             printable(f"{file}: the signature fits: {engaged} engaged on {receipt.get('machine')}, {proven}")
         )
-        print(printable(f"signed with key {receipt.get('key')}"))
+        whose = "as expected" if key else "whose key that is was not checked: give --key"
+        print(printable(f"signed with key {receipt.get('key')}, {whose}"))
     if not good:
         raise GatewatchError(f"receipt {file}: the signature does not fit: it was changed, or never signed")
     if not known:
@@ -128,7 +129,8 @@ def _receipt(said: dict[str, Any]) -> list[tuple[str, str]]:
         if "signature" in said
         else f"not signed: {said.get('unsigned', '')}"
     )
-    return [*lines, ("receipt", signed), ("undo", "gatewatch kill-switch release --reason TEXT")]
+    named = "".join(f" --endpoint {name}" for name in said["engaged"])
+    return [*lines, ("receipt", signed), ("undo", f"gatewatch kill-switch release{named} --reason TEXT")]
 
 
 def _until(ends_s: int | None) -> str:
@@ -138,7 +140,9 @@ def _until(ends_s: int | None) -> str:
 
 
 def _released(said: dict[str, Any]) -> list[tuple[str, str]]:
-    lines = [("released", ", ".join(said["released"]) or "nothing was engaged")]
+    done = ", ".join(said["released"])
+    lines = [("released", f"{done}; read back from the kernel" if done else "nothing was engaged")]
+    lines += [("  not proven", why) for why in said.get("not_proven", ())]
     if said["engaged"]:
         lines.append(("still engaged", ", ".join(said["engaged"])))
     return lines + _glass(said["break_glass"])
@@ -172,11 +176,10 @@ def _drill(said: dict[str, Any]) -> list[tuple[str, str]]:
     for e in said["drill"]:
         lines.append((e["endpoint"], "covered" if e["covered"] else "NOT SEEN: no request was counted"))
         for s in e["services"]:
-            seen = (
-                f"{s['requests']} packets of requests, {s['answers']} of answers"
-                if s["packets"]
-                else "nothing"
-            )
+            if s["requests"] or s["answers"]:
+                seen = f"{s['requests']} packets of requests, {s['answers']} of answers"
+            else:
+                seen = f"{s['packets']} packets, none of them a request" if s["packets"] else "no packet came"
             lines.append((f"  {s['service']}", seen))
     for b in said["bypasses"]:
         lines += [("BYPASS" if b["kind"] != "unseen" else "not known", b["what"]), ("  remedy", b["remedy"])]

@@ -219,8 +219,14 @@ class KillSwitch:
             for name in chosen:
                 self._unrecorded.pop(name, None)
             self._apply()
-        glass = killtable.held(self._nft, BREAK_GLASS)
-        return {"released": chosen, "engaged": list(self._engaged()), "break_glass": glass is not None}
+        held, glass = killtable.held(self._nft, KILL), killtable.held(self._nft, BREAK_GLASS)
+        left = [name for name in chosen if held is not None and name in held.services]
+        return {
+            "released": chosen,
+            "not_proven": [f"{name}: is still cut off in the kernel" for name in left],
+            "engaged": list(self._engaged()),
+            "break_glass": glass is not None,
+        }
 
     def status(self) -> dict[str, Any]:
         """What is engaged, as the journal and as the kernel say, and where they differ."""
