@@ -35,6 +35,16 @@ def root() -> None:
         pytest.skip("needs root")
 
 
+@pytest.fixture(scope="module")
+def bare() -> Iterator[Lab]:
+    """A lab without services, for all tests of a module."""
+    why = unmet()
+    if why:
+        pytest.skip(why)
+    with Lab(services=False) as built:
+        yield built
+
+
 @pytest.fixture
 def lab() -> Iterator[Lab]:
     """A lab of the test's own."""

@@ -11,20 +11,11 @@ import pytest
 from enforcer_rig import ANALYSER_UID, OTHER, RAILS, Rig, flows, stopped
 from gatewatch.daemon.errors import RefusedError
 from lab import published
-from lab.lab import HOSTS, Lab, unmet, wait_for
+from lab.lab import HOSTS, Lab, wait_for
 
 pytestmark = pytest.mark.lab
 
 ATTACKER, CLIENT = HOSTS["attacker"], HOSTS["client"]
-
-
-@pytest.fixture(scope="module")
-def bare() -> Iterator[Lab]:
-    why = unmet()
-    if why:
-        pytest.skip(why)
-    with Lab(services=False) as lab:
-        yield lab
 
 
 @pytest.fixture

@@ -32,21 +32,12 @@ from gatewatch.daemon.enforcer.kernel.netlink import Netlink, attribute
 from gatewatch.daemon.enforcer.proof import bypass
 from gatewatch.daemon.enforcer.proof.bypass import Bypass
 from gatewatch.daemon.enforcer.rails import Endpoint
-from lab.lab import HOSTS, Lab, unmet, wait_for
+from lab.lab import HOSTS, Lab, wait_for
 
 GATEWAY = HOSTS["gateway"]
 FAR = "203.0.113.250"
 UNKNOWN = ("Unknown device type", "No such file or directory", "not supported")
 RecordProperty = Callable[[str, object], None]
-
-
-@pytest.fixture(scope="module")
-def bare() -> Iterator[Lab]:
-    why = unmet()
-    if why:
-        pytest.skip(why)
-    with Lab(services=False) as lab:
-        yield lab
 
 
 @pytest.fixture

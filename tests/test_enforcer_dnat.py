@@ -10,19 +10,10 @@ from gatewatch.daemon.enforcer.kernel import conntrack, dnat
 from gatewatch.daemon.enforcer.kernel.host import own_addresses
 from gatewatch.daemon.enforcer.kernel.nft import Nft
 from gatewatch.daemon.enforcer.rails import service_of
-from lab.lab import Lab, unmet, wait_for
+from lab.lab import Lab, wait_for
 from lab.published import BACK, V4, Published
 
 NAT = "table inet theirs { chain p { type nat hook prerouting priority dstnat; RULE; }; }"
-
-
-@pytest.fixture(scope="module")
-def bare() -> Iterator[Lab]:
-    why = unmet()
-    if why:
-        pytest.skip(why)
-    with Lab(services=False) as lab:
-        yield lab
 
 
 @pytest.fixture

@@ -13,20 +13,11 @@ from gatewatch.daemon.enforcer.kernel import killtable
 from gatewatch.daemon.enforcer.kernel.nft import Nft
 from gatewatch.daemon.enforcer.proof import drill
 from gatewatch.daemon.enforcer.rails import Endpoint
-from lab.lab import HOSTS, Lab, unmet
+from lab.lab import HOSTS, Lab
 
 GATEWAY, CLIENT, FAR = HOSTS["gateway"], HOSTS["client"], HOSTS["balancer"]
 FRONT, BACK, MANY = 8443, 8000, 5
 ANY_TCP, ANY_UDP = f"*:{FRONT}/tcp", f"*:{FRONT}/udp"
-
-
-@pytest.fixture(scope="module")
-def bare() -> Iterator[Lab]:
-    why = unmet()
-    if why:
-        pytest.skip(why)
-    with Lab(services=False) as lab:
-        yield lab
 
 
 @pytest.fixture

@@ -22,21 +22,12 @@ from gatewatch.daemon.enforcer.state import clocks
 from gatewatch.daemon.errors import EnforcerError
 from hypothesis import given
 from hypothesis import strategies as st
-from lab.lab import Lab, unmet
+from lab.lab import Lab
 
 TABLE = blocktable.TABLE
 ONE, OTHER = ip_network("198.18.0.1/32"), ip_network("198.18.0.2/32")
 WIDE, SIX = ip_network("198.18.1.0/24"), ip_network("2001:db8:5::/48")
 NEVER = [ip_network("203.0.113.70/32"), ip_network("192.0.2.0/24"), ip_network("2001:db8::1/128")]
-
-
-@pytest.fixture(scope="module")
-def bare() -> Iterator[Lab]:
-    why = unmet()
-    if why:
-        pytest.skip(why)
-    with Lab(services=False) as lab:
-        yield lab
 
 
 @pytest.fixture

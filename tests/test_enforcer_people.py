@@ -15,7 +15,7 @@ import pytest
 from enforcer_rig import ANALYSER_UID, FRONT, RAILS, Rig, flows, stopped
 from gatewatch.daemon.enforcer import signatures
 from gatewatch.daemon.enforcer.state import Moment, State
-from lab.lab import HOSTS, Lab, unmet, wait_for
+from lab.lab import HOSTS, Lab, wait_for
 
 ALICE, BOB = 61_301, 61_302
 GROUP = [0]  # the rig's operators are the group root
@@ -27,15 +27,6 @@ SIGNERS = RAILS + (
     f'[[signer]]\nname = "carol"\npublic_key = "{KEY}"\n'
     f'[[signer]]\nname = "alice"\npublic_key = "{signatures.public_key(bytes(32))}"\nuid = {ALICE}\n'
 )
-
-
-@pytest.fixture(scope="module")
-def bare() -> Iterator[Lab]:
-    why = unmet()
-    if why:
-        pytest.skip(why)
-    with Lab(services=False) as lab:
-        yield lab
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from gatewatch.daemon.enforcer.kernel import killtable
 from gatewatch.daemon.enforcer.kernel.nft import Nft
 from gatewatch.daemon.enforcer.proof.probe import remove_stale
 from gatewatch.daemon.enforcer.rails import service_of
-from lab.lab import HOSTS, Lab, unmet, wait_for
+from lab.lab import HOSTS, Lab, wait_for
 
 FRONTS = [f"*:{FRONT}/tcp", f"*:{FRONT}/udp"]
 ROUTED = f"{HOSTS['client'].v4}:{FRONT}/tcp"
@@ -42,15 +42,6 @@ if probe.fileno() >= 0 and "hurry" not in sys.argv:
 print(json.dumps([outcome._asdict() for outcome in probe.finish()]), flush=True)
 os.execlp("ps", "ps", "--ppid", str(os.getpid()), "-o", "stat=,args=")
 """
-
-
-@pytest.fixture(scope="module")
-def bare() -> Iterator[Lab]:
-    why = unmet()
-    if why:
-        pytest.skip(why)
-    with Lab(services=False) as lab:
-        yield lab
 
 
 @pytest.fixture

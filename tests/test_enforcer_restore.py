@@ -17,20 +17,11 @@ import pytest
 from enforcer_rig import FRONT, RAILS, Rig
 from gatewatch.daemon.enforcer.journal import Journal
 from gatewatch.daemon.enforcer.state import clocks
-from lab.lab import Lab, program, unmet
+from lab.lab import Lab, program
 
 MANY = 20_000
 NETLINK_NETFILTER, SO_RCVBUFFORCE = 12, 33
 NEWSETELEM, NEWGEN = (10 << 8) | 12, (10 << 8) | 15  # linux/netfilter/nf_tables.h
-
-
-@pytest.fixture(scope="module")
-def bare() -> Iterator[Lab]:
-    why = unmet()
-    if why:
-        pytest.skip(why)
-    with Lab(services=False) as lab:
-        yield lab
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import pytest
 from enforcer_echo import LIMIT_S, client, endpoint
 from enforcer_site import FRONT, Site, site_of
 from gatewatch.daemon.enforcer.proof import bypass, unixsockets
-from lab.lab import HOSTS, Lab, unmet, wait_for
+from lab.lab import HOSTS, Lab, wait_for
 
 GATEWAY = HOSTS["gateway"]
 NGINX = """
@@ -25,15 +25,6 @@ http {{ access_log off; client_body_temp_path {folder}; proxy_temp_path {folder}
   uwsgi_temp_path {folder}; scgi_temp_path {folder};
   server {{ listen {front}; location / {{ proxy_pass {upstream}; proxy_buffering off; }} }} }}
 """
-
-
-@pytest.fixture(scope="module")
-def bare() -> Iterator[Lab]:
-    why = unmet()
-    if why:
-        pytest.skip(why)
-    with Lab(services=False) as lab:
-        yield lab
 
 
 @pytest.fixture

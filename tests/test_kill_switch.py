@@ -17,19 +17,10 @@ from enforcer_rig import BACK, FRONT, GATEWAY, OTHER, RAILS, Rig, flows, stopped
 from gatewatch.daemon.enforcer.kernel import killtable
 from gatewatch.daemon.enforcer.rails import parse
 from gatewatch.daemon.errors import EnforcerError
-from lab.lab import HOSTS, Lab, unmet, wait_for
+from lab.lab import HOSTS, Lab, wait_for
 
 CLIENT = HOSTS["client"]
 ATTACKER = HOSTS["attacker"].v4
-
-
-@pytest.fixture(scope="module")
-def bare() -> Iterator[Lab]:
-    why = unmet()
-    if why:
-        pytest.skip(why)
-    with Lab(services=False) as lab:
-        yield lab
 
 
 @pytest.fixture

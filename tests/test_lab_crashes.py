@@ -18,7 +18,7 @@ from enforcer_rig import Rig
 from gatewatch.daemon.enforcer.client import Enforcer, UnreachableError
 from gatewatch.daemon.enforcer.journal import Journal
 from gatewatch.daemon.enforcer.state import clocks
-from lab.lab import HOSTS, Lab, unmet, wait_for
+from lab.lab import HOSTS, Lab, wait_for
 
 pytestmark = pytest.mark.lab
 
@@ -33,15 +33,6 @@ most_blocks = 2000
 """ + "".join(
     f'[[endpoint]]\nname = "{name}"\nfronts = ["*:{8100 + n}/tcp"]\n' for n, name in enumerate(ENDPOINTS)
 )
-
-
-@pytest.fixture(scope="module")
-def bare() -> Iterator[Lab]:
-    why = unmet()
-    if why:
-        pytest.skip(why)
-    with Lab(services=False) as lab:
-        yield lab
 
 
 @pytest.fixture
