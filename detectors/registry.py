@@ -8,6 +8,7 @@ from inspect import signature
 from typing import Any
 
 from ..daemon.events import AuthBatch, Direction, FlowBatch
+from .campaigns import Followed
 from .finding import Finding
 from .login.attempts import AttemptStage
 from .login.brute_force import BruteForce
@@ -19,11 +20,16 @@ from .standing import Standing
 
 Options = Mapping[str, Mapping[str, Any]]
 
-AUTH_DETECTORS: dict[str, Callable[..., Any]] = {
+GUESSING_DETECTORS: dict[str, Callable[..., Any]] = {
     "brute_force": BruteForce,
     "password_spray": PasswordSpray,
+}
+"""Those that follow failures: `follow(attempts)` says what campaign each attempt belongs to."""
+JUDGING_DETECTORS: dict[str, Callable[..., Any]] = {
     "compromise": Compromise,
 }
+"""Those that judge logins by what the others follow: `update(attempts, convictions)`."""
+AUTH_DETECTORS = GUESSING_DETECTORS | JUDGING_DETECTORS
 FLOW_DETECTORS: dict[str, Callable[..., Any]] = {
     "port_scan": PortScan,
 }
@@ -60,21 +66,25 @@ class LoginDetection:
         attempts = self._stage.update(batch)
         if not len(attempts.row):
             return []
-        guessing, found = self._detectors["brute_force"].follow(attempts)
-        spraying, sprayed = self._detectors["password_spray"].follow(attempts)
-        found += sprayed
-        found += self._detectors["compromise"].update(attempts, (guessing, spraying))
+        convictions: dict[str, Followed] = {}
+        found: list[Finding] = []
+        for name in GUESSING_DETECTORS:
+            convictions[name], raised = self._detectors[name].follow(attempts)
+            found += raised
+        for name in JUDGING_DETECTORS:
+            found += self._detectors[name].update(attempts, convictions)
         return _in_order(found)
 
     def standing(self, family: int, high: int, low: int, now_ns: int) -> list[Standing]:
         """What keeps the source that an address belongs to from being raised. Changes nothing."""
         source, credit, found = self._stage.standing(family, high, low, now_ns)
         convicted = False
-        for name in ("brute_force", "password_spray"):
+        for name in GUESSING_DETECTORS:
             said = self._detectors[name].standing(source, credit, now_ns)
             convicted |= any(s.threshold is None for s in said)
             found += said
-        found += self._detectors["compromise"].standing(convicted)
+        for name in JUDGING_DETECTORS:
+            found += self._detectors[name].standing(convicted)
         return found
 
     def save(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,6 +30,7 @@ class Compromise:
     name: ClassVar[str] = "compromise"
     kinds: ClassVar[tuple[Kind, ...]] = ("account_compromise",)
     partition_key: ClassVar[EntityType] = "source"
+    _judges: ClassVar[tuple[str, ...]] = ("brute_force", "password_spray")
 
     def __init__(self, typist: int = 5, memory_s: int = 3600) -> None:
         self._typist = typist
@@ -37,8 +38,9 @@ class Compromise:
         self._campaigns = Campaigns(NS_PER_DAY, capacity=4096, records=1024, names=4096, any_blockable=True)
         self._early = Campaigns(NS_PER_DAY, capacity=4096, records=1024, names=4096, any_blockable=True)
 
-    def update(self, attempts: Attempts, convictions: Sequence[Followed]) -> list[Finding]:
-        """`convictions`: what each detector that convicts sources says of the same attempts."""
+    def update(self, attempts: Attempts, followed: Mapping[str, Followed]) -> list[Finding]:
+        """`followed`: by its name, what each detector that follows failures says of the same attempts."""
+        convictions = [followed[name] for name in self._judges]
         convicted: Bool = np.zeros(len(attempts.row), np.bool_)
         for conviction in convictions:
             convicted |= conviction.serial > 0
