@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..daemon.events import I32, I64, U8, U64
+from ..daemon.events import I32, I64, U8, U64, Bool
 from . import sketches
 from .tables import Table
 
@@ -72,6 +72,7 @@ class Followed:
     marks: I64  # FINAL and OPENED
     attempts: I64  # of the campaign, this event included
     kept: I64  # what `kept` was at the event that opened the campaign
+    live: Bool  # whether the campaign goes on at this event, or its last events were somebody else's
 
 
 def marks(lines: I64, provenance: NDArray[Any], blockable: NDArray[Any], weights: I64) -> I64:
@@ -141,15 +142,20 @@ class Campaigns:
             self._records, self._record_names, self._newest, self._names.keys, self._names.rows, self._name_text,
             np.full(len(self._records), -1, np.int64), out,
         )  # fmt: skip
-        return Followed(*out.T)
+        serial, start_ns, before_ns, marked_as, attempts, kept_then = out.T
+        return Followed(serial, start_ns, before_ns, marked_as, attempts, kept_then, live=serial > 0)
 
     def grown(
-        self, followed: Followed, story_of: Callable[[int], dict[str, Any]]
+        self,
+        followed: Followed,
+        story_of: Callable[[int], dict[str, Any]],
+        news_of: Callable[[int], dict[str, Any]] = lambda row: {},
     ) -> Iterator[tuple[Record, dict[str, Any]]]:
         """Every campaign of the batch once, as its last event leaves it, with its story.
 
         `story_of(row)` says, of the event that opened a campaign, what is told whatever it grows to: text and
-        numbers. It is asked at once, since the batch is gone later.
+        numbers. It is asked at once, since the batch is gone later. `news_of(row)` says of its last event what
+        is added to the story for this time alone.
         """
         rows = np.flatnonzero(followed.marks)
         for row, serial, mark in zip(
@@ -162,7 +168,7 @@ class Campaigns:
             if mark & FINAL:
                 record, story = self.record(serial), self._stories.get(serial)
                 if record and story:
-                    yield record, story
+                    yield record, story | news_of(row)
 
     def record(self, serial: int) -> Record | None:
         """The record of a campaign, or None where a newer campaign has taken its place."""

@@ -522,6 +522,103 @@ def recall_history(
 
 @cython.locals(
     home="const long long[::1]",
+    sources="const long long[::1]",
+    users="const long long[::1]",
+    time_ns="const long long[::1]",
+    weights="const long long[::1]",
+    by_key="const unsigned char[::1]",
+    absent="const unsigned char[::1]",
+    keys="long long[::1]",
+    table="long long[:, ::1]",
+    out="unsigned char[::1]",
+)
+def note_rhythm(
+    home: I64,
+    sources: I64,
+    users: I64,
+    time_ns: I64,
+    weights: I64,
+    by_key: U8,
+    absent: U8,
+    bout_ns: cython.longlong,
+    slack_ns: cython.longlong,
+    idle_ns: cython.longlong,
+    grace: cython.longlong,
+    keys: I64,
+    table: I64,
+    out: U8,
+) -> None:
+    """What the failures of a source have in common, this event's included: bits of `Rhythm`.
+
+    Columns from 2 on: the one user (0 = several, or nobody), 1 once there was a failure with a password, 1 once
+    there was one for an account that exists, start of the last bout, the period, gaps that fit it, gaps that
+    do not, failures.
+    """
+    i: cython.Py_ssize_t
+    slot: cython.Py_ssize_t
+    now: cython.longlong
+    gap: cython.longlong
+    periods: cython.longlong
+    off: cython.longlong
+    column: cython.Py_ssize_t
+    for i in range(sources.shape[0]):
+        if sources[i] == 0:
+            continue
+        if weights[i] > 0:
+            slot = _claim(keys, table, home[i], sources[i], grace, 10)
+            now = time_ns[i]
+            if now < table[slot, _LAST]:
+                now = table[slot, _LAST]
+            if now - table[slot, _LAST] > idle_ns:
+                for column in range(2, 10):
+                    table[slot, column] = 0
+            table[slot, _LAST] = now
+            if table[slot, 9] == 0:
+                table[slot, 2] = users[i]
+            elif table[slot, 2] != users[i]:
+                table[slot, 2] = 0
+            table[slot, 9] += 1
+            table[slot, _STRENGTH] = table[slot, 9]
+            if not by_key[i]:
+                table[slot, 3] = 1
+            if not absent[i]:
+                table[slot, 4] = 1
+            gap = now - table[slot, 5]
+            if table[slot, 5] == 0:
+                table[slot, 5] = now
+            elif gap >= bout_ns:
+                table[slot, 5] = now
+                if table[slot, 6] == 0:
+                    table[slot, 6] = gap
+                else:
+                    periods = (gap + table[slot, 6] // 2) // table[slot, 6]
+                    off = gap - periods * table[slot, 6]
+                    if off < 0:
+                        off = -off
+                    if periods > 0 and off <= slack_ns + table[slot, 6] // 64:
+                        table[slot, 7] += 1
+                    else:
+                        table[slot, 8] += 1
+                    if table[slot, 8] > table[slot, 7]:
+                        table[slot, 6] = gap
+                        table[slot, 7] = 0
+                        table[slot, 8] = 0
+        else:
+            slot = _find(keys, home[i], sources[i])
+            if slot < 0:
+                continue
+        if table[slot, 2] != 0:
+            out[i] = 1
+        if table[slot, 7] >= 3 and table[slot, 8] * 4 <= table[slot, 7]:
+            out[i] |= 2
+        if table[slot, 3] == 0:
+            out[i] |= 4
+        if table[slot, 4] == 0:
+            out[i] |= 8
+
+
+@cython.locals(
+    home="const long long[::1]",
     wanted="const long long[::1]",
     time_ns="const long long[::1]",
     since_ns="const long long[::1]",

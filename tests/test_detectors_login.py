@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from gatewatch.daemon.collectors.parsers.scan import keyed_hash
 from gatewatch.daemon.events import AUTH_TEXTS, NS_PER_S, AuthBatch, Outcome, Provenance, address_columns
 from gatewatch.detectors import sketches
 from gatewatch.detectors.finding import Finding
@@ -15,13 +15,13 @@ from gatewatch.detectors.registry import LoginDetection, login_detectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-KEY = b"site"
+KEY = b"a site's own key"
 START = 1_700_000_000
 Event = dict[str, Any]
 
 
 def hashed(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") or 1
+    return keyed_hash(text.encode(), KEY)
 
 
 def batch_of(events: Sequence[Event]) -> AuthBatch:

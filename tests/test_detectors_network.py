@@ -15,7 +15,7 @@ from gatewatch.detectors.registry import NetworkDetection, network_detectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-KEY = b"site"
+KEY = b"a site's own key"
 START = 1_700_000_000
 OURS = "198.51.100.5"
 Flow = dict[str, Any]

@@ -6,20 +6,24 @@ both are settled here. Failures and successes whose client is unknown are left o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ...daemon.events import AUTH_TEXTS, I32, I64, U64, AuthBatch, Bool, Outcome, Provenance
+from ...daemon.events import AUTH_TEXTS, I32, I64, U8, U64, AuthBatch, Bool, Outcome, Provenance
 from ..addressing import NetworkKeys, join_keys
 from ..campaigns import ASK, MOST_WEIGHT, marks
 from ..finding import finding_id
 from ..standing import Standing
-from ..tables import REFUSED_KEY, History, Sessions
+from ..tables import REFUSED_KEY, History, Rhythm, Sessions
+from .guessed_names import guessed_names
 
 _EARLIEST_NS, _LATEST_NS = 10**17, 1 << 62  # 1973 to 2116: what tables can hold
-_METHOD, _USER, _KEY = (AUTH_TEXTS.index(name) for name in ("method", "user", "key"))
+_RAW, _METHOD, _USER, _KEY = (AUTH_TEXTS.index(name) for name in ("raw", "method", "user", "key"))
+_NOBODY = b"d user "
+"""What stands before a name that sshd calls invalid (or, of old, `illegal user `), and no other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +44,31 @@ class Attempts:
     pending: I64  # failures of this user from this source since its last success, before this event
     first_success_ns: I64  # of this user from this source, before this event; 0 = none
     credit: I64  # users who have logged in from this source before
+    wider: U64  # key of the IPv4 /24 or IPv6 /48 that the source is in
+    exists: Bool  # nothing says that the account does not
+    popular: Bool  # its name is one that strangers guess everywhere
+    rhythm: U8  # bits of `Rhythm`: what the failures of the source have in common
+    private: Bool  # the source is of a private network (RFC 1918, RFC 4193), this machine or its link
     proven: Bool  # the client is its own peer, and no datagram told of it
     marked: I64  # what campaigns keep of the event; of a success they are only asked
     spans: I32  # [n, 2], the name of `user` in the batch's text
+
+    @property
+    def job(self) -> Bool:
+        """Where the failures of the source are those of a job that nobody looks after: of one user, and by a
+        refused key alone; or at a fixed period, from where that user has logged in before, from inside, or
+        for an account that there is not.
+        """
+        fixed = self.rhythm & Rhythm.PERIODIC > 0
+        harmless = (self.rhythm & Rhythm.NOBODY > 0) | self.private | (self.first_success_ns > 0)
+        alone = self.rhythm & Rhythm.KEY_ALONE > 0
+        made: Bool = (self.rhythm & Rhythm.ONE_USER > 0) & (alone | (fixed & harmless))
+        return made
+
+    def news(self) -> Callable[[int], dict[str, Any]]:
+        """What the last event of a campaign says of its source: is it a job, and who has logged in from it."""
+        job = self.job
+        return lambda at: {"job": bool(job[at]), "credit_now": int(self.credit[at])}
 
     def source_of(self, at: int) -> str:
         row = self.row[at]
@@ -88,6 +114,9 @@ class AttemptStage:
         self, hash_key: bytes, tolerance: int = 10, pairs: int = 65536, sessions: int = 16384
     ) -> None:
         self._networks = NetworkKeys(hash_key)
+        self._wider = NetworkKeys(hash_key, prefix4=24, prefix6=48)
+        self._popular = guessed_names(hash_key)
+        self._rhythm = Rhythm()
         self._sessions = Sessions(sessions)
         self._history = History(pairs, tolerance)
 
@@ -121,6 +150,10 @@ class AttemptStage:
         nameless = np.where(asked, source, np.uint64(0))
         history = self._history.update(pair, nameless, source, time_ns, failures, success.view(np.uint8))
         weight, pending, first_success_ns, credit = np.ascontiguousarray(history.T)
+        exists = success | ~_absent(batch, row)
+        by_key = (batch.outcome[row] == Outcome.DISCONNECT) & exists
+        rhythm = self._rhythm.update(source, user, time_ns, failures, by_key, ~exists)
+        place = np.minimum(np.searchsorted(self._popular, user), len(self._popular) - 1)
         provenance = batch.provenance[row]
         peer = batch.peer.take(row, axis=0)
         proven = (client[:, 1] == peer[:, 1]) & (client[:, 0] == peer[:, 0])
@@ -143,6 +176,11 @@ class AttemptStage:
             pending=pending,
             first_success_ns=first_success_ns,
             credit=credit,
+            wider=self._wider.keys(client, family),
+            exists=exists,
+            popular=self._popular[place] == user,
+            rhythm=rhythm,
+            private=_private(client, family),
             proven=proven,
             marked=np.where(success, ASK, marks(batch.line[row], provenance, proven, failures)),
             spans=spans,
@@ -158,11 +196,40 @@ class AttemptStage:
         return source, credit, [Standing("credit", text, figure=credit, unit="users")]
 
     def save(self) -> dict[str, Any]:
-        return {"sessions": self._sessions.save(), "history": self._history.save()}
+        return {
+            "sessions": self._sessions.save(),
+            "history": self._history.save(),
+            "rhythm": self._rhythm.save(),
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         self._sessions.load(state["sessions"])
         self._history.load(state["history"])
+        self._rhythm.load(state["rhythm"])
+
+
+def _absent(batch: AuthBatch, row: I64) -> Bool:
+    """Rows that say that there is no such account."""
+    found: Bool = batch.outcome[row] == Outcome.INVALID_USER
+    start = batch.spans[:, _USER, 0].take(row)
+    likely = np.flatnonzero(~found & (start - batch.spans[:, _RAW, 0].take(row) >= len(_NOBODY)))
+    if len(likely):
+        text = np.frombuffer(batch.text, np.uint8)
+        letters = text[start[likely][:, None] + np.arange(-len(_NOBODY), 0)]
+        said = (letters[:, 1:] == np.frombuffer(_NOBODY, np.uint8)[1:]).all(axis=1)
+        found[likely] = said & ((letters[:, 0] == ord("d")) | (letters[:, 0] == ord("l")))
+    return found
+
+
+def _private(client: U64, family: U8) -> Bool:
+    """Addresses of private networks (RFC 1918, RFC 4193), of this machine, and of its link."""
+    high, low = client[:, 0], client[:, 1]
+    four: Bool = (low >> np.uint64(24) == 10) | (low >> np.uint64(24) == 127)
+    four |= (low >> np.uint64(20) == 0xAC1) | (low >> np.uint64(16) == 0xC0A8)
+    four |= low >> np.uint64(16) == 0xA9FE
+    six: Bool = (high >> np.uint64(57) == 0xFC >> 1) | (high >> np.uint64(54) == 0xFE80 >> 6)
+    six |= (high == 0) & (low == 1)
+    return np.where(family == 4, four, np.where(family == 6, six, False))
 
 
 def _offered_key(batch: AuthBatch, row: I64, kind: Any) -> Bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +13,7 @@ from ..finding import EntityType, Finding, Kind
 from ..standing import Standing, counted
 from ..tables import NS_PER_DAY, WindowCounter
 from .attempts import Attempts
-from .evidence import shortest_over, source_finding
+from .evidence import goes_on, shortest_over, source_finding
 
 _UNIT = "failed attempts"
 _CELLS = {300: 10, 3600: 12, 86400: 24}
@@ -52,14 +53,16 @@ class BruteForce:
         credit = attempts.credit
         allowance = self._allowance(credit)
         counts = self._counter.update(attempts.source, attempts.time_ns, attempts.weight)
-        scale, over = shortest_over(counts, [limit + allowance for limit in self._limits])
+        limits = [limit + allowance for limit in self._limits]
+        scale, over = shortest_over(counts, limits)
+        # A success has just taken back what it answers.
+        live = goes_on(counts - np.minimum(attempts.weight, 0)[:, None], limits)
         # The allowance is for many people's slips. Nobody slips so often with one name.
-        insists = (credit > 0) & (attempts.failures > 0)
-        insists &= attempts.pending + attempts.failures >= self._limits[0] + self._credit_failures
+        many = self._limits[0] + self._credit_failures
+        stubborn = (credit > 0) & (attempts.pending + attempts.failures >= many)
+        insists = stubborn & (attempts.failures > 0)
         scale[insists & ~over] = len(self._limits) - 1
-        allowance = np.where(
-            insists & ~over, self._limits[0] + self._credit_failures - self._limits[-1], allowance
-        )
+        allowance = np.where(insists & ~over, many - self._limits[-1], allowance)
         over |= insists
         followed = self._campaigns.update(
             attempts.source,
@@ -83,7 +86,9 @@ class BruteForce:
                 "threshold": f"{limit} failed attempts in {window_s} s",
             }
 
-        return followed, [self._finding(*grown) for grown in self._campaigns.grown(followed, story_of)]
+        return replace(followed, live=live | stubborn), [
+            self._finding(*grown) for grown in self._campaigns.grown(followed, story_of, attempts.news())
+        ]
 
     def _allowance(self, credit: I64) -> I64:
         more: I64 = (credit > 0) * (self._credit_failures + np.clip(credit - 10, 0, 100))

@@ -7,24 +7,26 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...daemon.events import I64, NS_PER_S, Bool
+from ...daemon.events import I64, Bool
 from ..campaigns import OPENED, Campaigns, Followed, Record, marks
 from ..finding import EntityType, Finding, Kind
 from ..standing import Standing
 from ..tables import NS_PER_DAY
 from .attempts import Attempts
+from .evidence import SHARED
 
 
 class Compromise:
     """A login that succeeds from a source under conviction (ATT&CK T1078 after T1110), on that very event.
 
     Under conviction is a source whose brute force or spray goes on: since its last failure less than a day has
-    passed, or less than `memory_s` where others had logged in from it before the attack. Nobody is accused who
-    had logged in from there before the attack began and has failed no more than `typist` times since, nor, at
-    a source with credit, who has not failed there at all. Users who first logged in from a source without
-    credit after its attack had begun, but before it was convicted, are accused when it is.
+    passed. Where several users log in, somebody among them attacks, and the others go on: accused is who has
+    failed there `typist` times in a row, while the attack is live. Elsewhere everybody is accused who had not
+    logged in from there before the attack, and is no job; when it is no longer live, only who has failed there
+    `newcomer` times. Users who first logged in from a source without credit after its attack had begun, but
+    before it was convicted, are accused when it is.
 
-    Parameters: `typist` (int, 5), `memory_s` (int, 3600).
+    Parameters: `typist` (int, 10), `newcomer` (int, 5).
     """
 
     name: ClassVar[str] = "compromise"
@@ -32,9 +34,8 @@ class Compromise:
     partition_key: ClassVar[EntityType] = "source"
     _judges: ClassVar[tuple[str, ...]] = ("brute_force", "password_spray")
 
-    def __init__(self, typist: int = 5, memory_s: int = 3600) -> None:
-        self._typist = typist
-        self._memory_ns = memory_s * NS_PER_S
+    def __init__(self, typist: int = 10, newcomer: int = 5) -> None:
+        self._typist, self._newcomer = typist, newcomer
         self._campaigns = Campaigns(NS_PER_DAY, capacity=4096, records=1024, names=4096, any_blockable=True)
         self._early = Campaigns(NS_PER_DAY, capacity=4096, records=1024, names=4096, any_blockable=True)
 
@@ -50,12 +51,14 @@ class Compromise:
     def _hits(self, attempts: Attempts, convictions: Sequence[Followed], rows: I64) -> list[Finding]:
         """Of the successes in `rows`, those that a guesser had."""
         guessed = np.zeros(len(rows), np.int64)
-        pending, first = attempts.pending[rows], attempts.first_success_ns[rows]
+        pending, first, job = attempts.pending[rows], attempts.first_success_ns[rows], attempts.job[rows]
         for conviction in convictions:
-            age = attempts.time_ns[rows] - conviction.before_ns[rows]
-            usual = (first > 0) & (first < conviction.start_ns[rows]) & (pending <= self._typist)
-            recent = (age <= self._memory_ns) & (pending > 0)
-            hit = (conviction.serial[rows] > 0) & ~usual & ((conviction.kept[rows] == 0) | recent)
+            # A guesser's own hits make no office: it takes three users to be shared from then on.
+            shared = (conviction.kept[rows] >= SHARED) | (attempts.credit[rows] > SHARED)
+            home = (first > 0) & (first < conviction.start_ns[rows])
+            live = conviction.live[rows]
+            own = ~home & ~job & (live | (pending >= self._newcomer))
+            hit = (conviction.serial[rows] > 0) & np.where(shared, live & (pending >= self._typist), own)
             guessed = np.maximum(guessed, np.where(hit, conviction.attempts[rows], 0))
         rows, guessed = rows[guessed > 0], guessed[guessed > 0]
         if not len(rows):
@@ -91,7 +94,7 @@ class Compromise:
         opened: Bool = np.zeros(len(convicted), np.bool_)
         start_ns = attempts.time_ns.copy()
         for conviction in convictions:
-            opening = (conviction.marks & OPENED > 0) & (conviction.kept == 0)
+            opening = (conviction.marks & OPENED > 0) & (conviction.kept == 0) & ~attempts.job
             start_ns = np.where(opening, np.minimum(start_ns, conviction.start_ns), start_ns)
             opened |= opening
         came_in = attempts.success & (attempts.first_success_ns == 0) & (attempts.credit == 0) & ~convicted

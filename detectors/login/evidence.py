@@ -11,6 +11,9 @@ from ...daemon.events import I64, U8, Bool
 from ..campaigns import Record
 from ..finding import Finding, Kind
 
+SHARED = 2
+"""Users who log in from a source from which on it is shared."""
+
 
 def shortest_over(counts: I64, limits: Sequence[I64]) -> tuple[U8, Bool]:
     """For `counts` (`int64[n, scales]`) and a column of limits for each scale: the first scale whose limit is
@@ -25,6 +28,16 @@ def shortest_over(counts: I64, limits: Sequence[I64]) -> tuple[U8, Bool]:
     return scale, over
 
 
+def goes_on(counts: I64, limits: Sequence[I64]) -> Bool:
+    """Whether a campaign whose windows are an hour and less, and last a day, is still that of its beginning: a
+    threshold is still reached, and that of the day not by what was hours ago alone.
+    """
+    _, lately = shortest_over(counts[:, :-1], limits[:-1])
+    today, hour = counts[:, -1], counts[:, -2]
+    steady: Bool = (today >= limits[-1]) & ((hour * 48 >= today) | (today <= 24))
+    return lately | steady
+
+
 def source_finding(
     detector: str,
     kind: Kind,
@@ -34,9 +47,17 @@ def source_finding(
     severity: int,
     technique: str,
 ) -> Finding:
-    """The finding of a campaign whose entity is its source; `story` as `Attempts.story_of` gives it."""
-    entity, credit = story["entity"], story["credit"]
-    stale = story["at_home"] and record.distinct == 1
+    """The finding of a campaign whose entity is its source; `story` as `Attempts.story_of` and `news` give it.
+
+    A source from which several users log in is never blockable: that is for a person to decide. Nor is a job.
+    """
+    entity, credit = story["entity"], max(story["credit"], story["credit_now"])
+    stale, job = story["at_home"] and record.distinct == 1, story["job"]
+    baseline = story["baseline"]
+    if job:
+        baseline += "; one user, at a fixed period or with a refused key alone: a job that nobody looks after"
+    elif stale:
+        baseline += ", this user among them: a stale saved password looks the same"
     return Finding(
         id=story["id"],
         detector=detector,
@@ -47,7 +68,7 @@ def source_finding(
         start_ns=record.start_ns,
         end_ns=record.end_ns,
         severity=severity,
-        confidence=0.4 if stale else 0.7 if credit else 0.9,
+        confidence=0.4 if stale or job else 0.75 if credit else 0.9,
         sources=(entity,),
         users=record.names,
         targets=story["targets"],
@@ -59,11 +80,10 @@ def source_finding(
             "credit_users": credit,
         },
         threshold=story["threshold"],
-        baseline=story["baseline"]
-        + (", this user among them: a stale saved password looks the same" if stale else ""),
+        baseline=baseline,
         techniques=(technique,),
         lines=record.lines,
         samples=story["samples"],
         provenance=record.provenance,
-        blockable=(entity,) if record.blockable else (),
+        blockable=(entity,) if record.blockable and credit < SHARED and not (stale or job) else (),
     )

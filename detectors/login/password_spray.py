@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +13,7 @@ from ..finding import EntityType, Finding, Kind
 from ..standing import Standing, counted
 from ..tables import NS_PER_DAY, DistinctCounter
 from .attempts import Attempts
-from .evidence import shortest_over, source_finding
+from .evidence import goes_on, shortest_over, source_finding
 
 _MOST_ALLOWED = 48
 
@@ -52,7 +53,10 @@ class PasswordSpray:
         change = np.where(attempts.user == 0, DistinctCounter.ASK, change).astype(np.int8)
         counts = self._counter.update(attempts.source, attempts.user, attempts.time_ns, change)
         limit = self._users + self._allowance(credit)
-        scale, over = shortest_over(counts, [limit] * len(self._windows_s))
+        limits = [limit] * len(self._windows_s)
+        scale, over = shortest_over(counts, limits)
+        # A success has just taken its user off.
+        live = goes_on(counts[:, : len(limits)] + attempts.success[:, None], limits)
         followed = self._campaigns.update(
             attempts.source,
             attempts.time_ns,
@@ -74,7 +78,9 @@ class PasswordSpray:
                 "threshold": f"failures for {users} users in {window_s} s, few for each",
             }
 
-        return followed, [self._finding(*grown) for grown in self._campaigns.grown(followed, story_of)]
+        return replace(followed, live=live), [
+            self._finding(*grown) for grown in self._campaigns.grown(followed, story_of, attempts.news())
+        ]
 
     def _allowance(self, credit: I64) -> I64:
         more: I64 = (credit > 0) * (self._credit_users + np.clip((credit - 10) // 8, 0, _MOST_ALLOWED))
