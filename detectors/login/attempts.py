@@ -16,6 +16,7 @@ from ...daemon.events import AUTH_TEXTS, I32, I64, U8, U64, AuthBatch, Bool, Out
 from ..addressing import NetworkKeys, join_keys
 from ..campaigns import ASK, MOST_WEIGHT, marks
 from ..finding import finding_id
+from ..profiles import METHODS, Locator, Profiles, Recalled
 from ..standing import Standing
 from ..tables import REFUSED_KEY, History, Rhythm, Sessions
 from .guessed_names import guessed_names
@@ -52,6 +53,16 @@ class Attempts:
     proven: Bool  # the client is its own peer, and no datagram told of it
     marked: I64  # what campaigns keep of the event; of a success they are only asked
     spans: I32  # [n, 2], the name of `user` in the batch's text
+    logins: I64  # successes of this user at the site before this event, halved with age
+    known_user: Bool  # whether there was any; failures are told as well
+    user_first_ns: I64  # the first and the last of them; 0 = none
+    user_last_ns: I64
+    facts: I64  # what was usual for this user before: NETWORK and the like of `profiles`
+    method: U8  # of a success, a number of `profiles.METHODS`
+    country: I64  # of a success, where a database knows it: both letters as one number, else 0
+    system: I64  # of a success: the number of its autonomous system, else 0
+    place: I64  # [n, 4] of a success: latitude and longitude packed, accuracy (km), network, family; else 0
+    recalled: Recalled  # the rest of what was usual
 
     @property
     def job(self) -> Bool:
@@ -108,15 +119,26 @@ def _baseline(credit: int) -> str:
 
 
 class AttemptStage:
-    """Turns batches of lines into attempts. State: open sessions, and who has succeeded from where."""
+    """Turns batches of lines into attempts. State: open sessions, who has succeeded from where, what is usual.
+
+    `geography` is asked where successes come from; it may be replaced at any time.
+    """
 
     def __init__(
-        self, hash_key: bytes, tolerance: int = 10, pairs: int = 65536, sessions: int = 16384
+        self,
+        hash_key: bytes,
+        tolerance: int = 10,
+        pairs: int = 65536,
+        sessions: int = 16384,
+        users: int = 16384,
+        geography: Locator | None = None,
     ) -> None:
         self._networks = NetworkKeys(hash_key)
-        self._wider = NetworkKeys(hash_key, prefix4=24, prefix6=48)
+        self._wider, self._ranges = NetworkKeys(hash_key, 24, 48), NetworkKeys(hash_key, 16, 32)
         self._popular = guessed_names(hash_key)
         self._rhythm = Rhythm()
+        self._profiles = Profiles(users)
+        self.geography = geography
         self._sessions = Sessions(sessions)
         self._history = History(pairs, tolerance)
 
@@ -153,7 +175,8 @@ class AttemptStage:
         exists = success | ~_absent(batch, row)
         by_key = (batch.outcome[row] == Outcome.DISCONNECT) & exists
         rhythm = self._rhythm.update(source, user, time_ns, failures, by_key, ~exists)
-        place = np.minimum(np.searchsorted(self._popular, user), len(self._popular) - 1)
+        likely = np.minimum(np.searchsorted(self._popular, user), len(self._popular) - 1)
+        wider = self._wider.keys(client, family)
         provenance = batch.provenance[row]
         peer = batch.peer.take(row, axis=0)
         proven = (client[:, 1] == peer[:, 1]) & (client[:, 0] == peer[:, 0])
@@ -161,6 +184,26 @@ class AttemptStage:
         spans = batch.spans[:, _USER].take(row, axis=0)
         if keyed.any():
             spans = np.where(keyed[:, None], batch.spans[:, _KEY].take(row, axis=0), spans)
+        method: U8 = np.zeros(len(row), np.uint8)
+        country, system = np.zeros(len(row), np.int64), np.zeros(len(row), np.int64)
+        place = np.zeros((len(row), 4), np.int64)
+        came = np.flatnonzero(success)
+        if len(came):
+            method[came] = _methods(batch, row[came])
+            if self.geography is not None:
+                country[came], system[came], place[came] = self.geography.columns(client[came], family[came])
+        recalled = self._profiles.update(
+            user,
+            time_ns,
+            success.view(np.uint8),
+            source,
+            wider,
+            self._ranges.keys(client, family),
+            country,
+            system,
+            method,
+            place,
+        )
         return Attempts(
             batch=batch,
             networks=self._networks,
@@ -176,14 +219,24 @@ class AttemptStage:
             pending=pending,
             first_success_ns=first_success_ns,
             credit=credit,
-            wider=self._wider.keys(client, family),
+            wider=wider,
             exists=exists,
-            popular=self._popular[place] == user,
+            popular=self._popular[likely] == user,
             rhythm=rhythm,
             private=_private(client, family),
             proven=proven,
             marked=np.where(success, ASK, marks(batch.line[row], provenance, proven, failures)),
             spans=spans,
+            logins=recalled.logins,
+            known_user=recalled.first_ns > 0,
+            user_first_ns=recalled.first_ns,
+            user_last_ns=recalled.last_ns,
+            facts=recalled.facts,
+            method=method,
+            country=country,
+            system=system,
+            place=place,
+            recalled=recalled,
         )
 
     def standing(self, family: int, high: int, low: int, now_ns: int) -> tuple[U64, int, list[Standing]]:
@@ -200,12 +253,15 @@ class AttemptStage:
             "sessions": self._sessions.save(),
             "history": self._history.save(),
             "rhythm": self._rhythm.save(),
+            "profiles": self._profiles.save(),
         }
 
     def load(self, state: dict[str, Any]) -> None:
         self._sessions.load(state["sessions"])
         self._history.load(state["history"])
-        self._rhythm.load(state["rhythm"])
+        if "profiles" in state:  # a state of an earlier version has neither
+            self._rhythm.load(state["rhythm"])
+            self._profiles.load(state["profiles"])
 
 
 def _absent(batch: AuthBatch, row: I64) -> Bool:
@@ -244,3 +300,20 @@ def _offered_key(batch: AuthBatch, row: I64, kind: Any) -> Bool:
         letters = text[start[likely][:, None] + np.arange(9)]
         found[likely] = (letters == word).all(axis=1)
     return found
+
+
+def _methods(batch: AuthBatch, row: I64) -> U8:
+    """Numbers of METHODS, told by the first letter and the length of what the service wrote."""
+    start = batch.spans[:, _METHOD, 0].take(row)
+    length = batch.spans[:, _METHOD, 1].take(row) - start
+    first = np.frombuffer(batch.text or b"\0", np.uint8)[np.maximum(start, 0)]
+    found = _BY_LETTER[first]
+    for name in ("publickey", "password"):
+        found = np.where((first == ord("p")) & (length == len(name)), METHODS.index(name), found)
+    made: U8 = np.where((start < 0) | (length <= 0), 0, found).astype(np.uint8)
+    return made
+
+
+_BY_LETTER: U8 = np.full(256, METHODS.index("other"), np.uint8)
+for _name in METHODS[3:-1]:
+    _BY_LETTER[ord(_name[0])] = METHODS.index(_name)
