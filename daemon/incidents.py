@@ -25,6 +25,8 @@ MOST_FINDINGS = 64
 TITLES = {
     "brute_force": "Password guessing",
     "password_spray": "Password spraying",
+    "distributed_brute_force": "Distributed guessing of one account",
+    "credential_stuffing": "Credential stuffing",
     "account_compromise": "Account compromised: login succeeded after guessing",
     "off_allowlist_ingress": "Connection from outside the allow-list",
     "off_allowlist_egress": "Connection to an address off the allow-list",

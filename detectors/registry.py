@@ -4,8 +4,11 @@ file and one line here. Each can say how an entity stands with it (`standing`), 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from inspect import signature
 from typing import Any
+
+import numpy as np
 
 from ..daemon.events import AuthBatch, Direction, FlowBatch
 from .campaigns import Followed
@@ -13,6 +16,7 @@ from .finding import Finding
 from .login.attempts import AttemptStage
 from .login.brute_force import BruteForce
 from .login.compromise import Compromise
+from .login.distributed_brute_force import DistributedBruteForce
 from .login.password_spray import PasswordSpray
 from .network.allowlist import AllowList, AllowRule
 from .network.port_scan import PortScan
@@ -20,16 +24,20 @@ from .standing import Standing
 
 Options = Mapping[str, Mapping[str, Any]]
 
-GUESSING_DETECTORS: dict[str, Callable[..., Any]] = {
+SOURCE_DETECTORS: dict[str, Callable[..., Any]] = {
     "brute_force": BruteForce,
     "password_spray": PasswordSpray,
 }
-"""Those that follow failures: `follow(attempts)` says what campaign each attempt belongs to."""
+"""Those that follow the failures of one source: `follow(attempts)` says what campaign each attempt belongs to."""
+SITE_DETECTORS: dict[str, Callable[..., Any]] = {
+    "distributed_brute_force": DistributedBruteForce,
+}
+"""Those that follow many sources at once, an account's or all: the same, once it is known who is convicted alone."""
 JUDGING_DETECTORS: dict[str, Callable[..., Any]] = {
     "compromise": Compromise,
 }
 """Those that judge logins by what the others follow: `update(attempts, convictions)`."""
-AUTH_DETECTORS = GUESSING_DETECTORS | JUDGING_DETECTORS
+AUTH_DETECTORS = SOURCE_DETECTORS | SITE_DETECTORS | JUDGING_DETECTORS
 FLOW_DETECTORS: dict[str, Callable[..., Any]] = {
     "port_scan": PortScan,
 }
@@ -68,7 +76,12 @@ class LoginDetection:
             return []
         convictions: dict[str, Followed] = {}
         found: list[Finding] = []
-        for name in GUESSING_DETECTORS:
+        for name in SOURCE_DETECTORS:
+            convictions[name], raised = self._detectors[name].follow(attempts)
+            found += raised
+        alone = np.any([followed.serial > 0 for followed in convictions.values()], axis=0)
+        attempts = replace(attempts, convicted=alone)
+        for name in SITE_DETECTORS:
             convictions[name], raised = self._detectors[name].follow(attempts)
             found += raised
         for name in JUDGING_DETECTORS:
@@ -79,7 +92,7 @@ class LoginDetection:
         """What keeps the source that an address belongs to from being raised. Changes nothing."""
         source, credit, found = self._stage.standing(family, high, low, now_ns)
         convicted = False
-        for name in GUESSING_DETECTORS:
+        for name in SOURCE_DETECTORS:
             said = self._detectors[name].standing(source, credit, now_ns)
             convicted |= any(s.threshold is None for s in said)
             found += said

@@ -621,6 +621,75 @@ def note_rhythm(
     home="const long long[::1]",
     wanted="const long long[::1]",
     time_ns="const long long[::1]",
+    weights="const long long[::1]",
+    keys="long long[::1]",
+    table="long long[:, ::1]",
+    out="long long[:, ::1]",
+)
+def learn_rates(
+    home: I64,
+    wanted: I64,
+    time_ns: I64,
+    weights: I64,
+    cell_ns: cython.longlong,
+    memory: cython.longlong,
+    grace: cython.longlong,
+    keys: I64,
+    table: I64,
+    out: I64,
+) -> None:
+    """`out` columns: the mean of the whole cells before this event's, in 1/1024; how many of them there are.
+
+    Columns from 2 on: the newest cell, what is in it, the mean in 1/1024, whole cells known.
+    """
+    i: cython.Py_ssize_t
+    slot: cython.Py_ssize_t
+    now: cython.longlong
+    cell: cython.longlong
+    steps: cython.longlong
+    value: cython.longlong
+    for i in range(wanted.shape[0]):
+        if wanted[i] == 0:
+            continue
+        if weights[i] > 0:
+            slot = _claim(keys, table, home[i], wanted[i], grace, 6)
+        else:
+            slot = _find(keys, home[i], wanted[i])
+            if slot < 0:
+                continue
+        now = time_ns[i]
+        if now < table[slot, _LAST]:
+            now = table[slot, _LAST]
+        cell = now // cell_ns
+        if table[slot, _LAST] == 0:
+            table[slot, 2] = cell
+        table[slot, _LAST] = now
+        steps = cell - table[slot, 2]
+        if steps > 4 * memory:
+            steps = 4 * memory
+        value = table[slot, 3]
+        # What is far above the mean is an attack, and is not what is usual.
+        if table[slot, 5] >= memory // 3 and value > 4 * (table[slot, 4] >> 10) + 16:
+            value = 4 * (table[slot, 4] >> 10) + 16
+        for _ in range(steps):
+            if table[slot, 5] < memory:
+                table[slot, 5] += 1
+            table[slot, 4] += (value * 1024 - table[slot, 4]) // table[slot, 5]
+            value = 0
+        if steps > 0:
+            table[slot, 2] = cell
+            table[slot, 3] = 0
+        if weights[i] > 0:
+            table[slot, 3] += weights[i]
+        table[slot, _STRENGTH] = table[slot, 5]
+        out[i, 0] = table[slot, 4]
+        out[i, 1] = table[slot, 5]
+
+
+@cython.locals(
+    home="const long long[::1]",
+    wanted="const long long[::1]",
+    time_ns="const long long[::1]",
     since_ns="const long long[::1]",
     over="const unsigned char[::1]",
     marks="const long long[::1]",

@@ -316,6 +316,37 @@ class Rhythm:
         self._table.load(state)
 
 
+class Rates:
+    """For each key how much comes in a cell of time on average, over the latest `memory` cells or so.
+
+    The mean is exact over the first `memory` cells and moves by one part in `memory` with each one after. Once a
+    third of them are known, what is over four times the mean (and 16) counts as that.
+    """
+
+    def __init__(self, capacity: int, cell_ns: int = 3600 * 10**9, memory: int = 72) -> None:
+        self._cell_ns, self._memory = cell_ns, memory
+        self._table = Table(capacity, 6, cell_ns * memory // 64)
+
+    def update(self, keys: U64, time_ns: I64, weights: I64) -> I64:
+        """`int64[n, 2]`: the mean of the whole cells before the event's, in 1/1024, and how many they are.
+
+        Weight 0 only asks.
+        """
+        out: I64 = np.zeros((len(keys), 2), np.int64)
+        table = self._table
+        sketches.learn_rates(
+            table.home(keys), keys.view(np.int64), time_ns, weights, self._cell_ns, self._memory,
+            table.grace_ns, table.keys, table.rows, out,
+        )  # fmt: skip
+        return out
+
+    def save(self) -> dict[str, Any]:
+        return self._table.save()
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._table.load(state)
+
+
 class FlowGrowth:
     """What each row of a flow adds to what its rows before have told: a flow appears again as it changes."""
 

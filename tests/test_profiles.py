@@ -369,7 +369,7 @@ def test_the_uncompiled_loop_says_the_same(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_attempts_carry_what_was_usual_for_their_user() -> None:
-    stage = AttemptStage(b"site")
+    stage = AttemptStage(b"a site's own key")
     rows = [
         login(0, user="ann", source="192.0.2.1", method="publickey"),
         login(7200, user="ann", source="192.0.2.9", method="keyboard-interactive/pam"),
@@ -406,5 +406,5 @@ def test_attempts_carry_what_was_usual_for_their_user() -> None:
     ],
 )
 def test_any_method_has_a_number(said: str, method: str) -> None:
-    attempts = AttemptStage(b"site").update(batch_of(numbered([login(0, user="ann", method=said)])))
+    attempts = AttemptStage(b"a site's own key").update(batch_of(numbered([login(0, user="ann", method=said)])))
     assert METHODS[attempts.method[0]] == method

@@ -16,7 +16,7 @@ from ...daemon.events import AUTH_TEXTS, I32, I64, U8, U64, AuthBatch, Bool, Out
 from ..addressing import NetworkKeys, join_keys
 from ..campaigns import ASK, MOST_WEIGHT, marks
 from ..finding import finding_id
-from ..profiles import METHODS, Locator, Profiles, Recalled
+from ..profiles import METHODS, NETWORK, WIDER, Locator, Profiles, Recalled
 from ..standing import Standing
 from ..tables import REFUSED_KEY, History, Rhythm, Sessions
 from .guessed_names import guessed_names
@@ -61,6 +61,7 @@ class Attempts:
     method: U8  # of a success, a number of `profiles.METHODS`
     country: I64  # of a success, where a database knows it: both letters as one number, else 0
     system: I64  # of a success: the number of its autonomous system, else 0
+    convicted: Bool  # a detector of single sources has this one under conviction; set when they have spoken
     place: I64  # [n, 4] of a success: latitude and longitude packed, accuracy (km), network, family; else 0
     recalled: Recalled  # the rest of what was usual
 
@@ -76,10 +77,39 @@ class Attempts:
         made: Bool = (self.rhythm & Rhythm.ONE_USER > 0) & (alone | (fixed & harmless))
         return made
 
+    @property
+    def stranger(self) -> Bool:
+        """Failures for an account that exists, of sources that nobody logs in from, that this user does not come
+        from, and that are not under conviction by themselves.
+        """
+        unknown = (self.first_success_ns == 0) & (self.credit == 0) & (self.facts & (WIDER | NETWORK) == 0)
+        made: Bool = (
+            (self.failures > 0) & (self.user != 0) & self.exists & unknown & ~self.private & ~self.job
+        )
+        return made
+
+    def packed_sources(self, rows: I64) -> tuple[bytes, I32]:
+        """The clients of these rows as names for `Campaigns`: bytes for `source_text`, and spans `int32[n, 2]`."""
+        size = 17
+        packed: U8 = np.zeros((len(rows), size), np.uint8)
+        of_batch = self.row[rows]
+        packed[:, 0] = self.batch.client_family[of_batch]
+        packed[:, 1:] = np.ascontiguousarray(self.batch.client[of_batch]).view(np.uint8).reshape(-1, 16)
+        starts = np.arange(len(rows), dtype=np.int32)[:, None] * np.int32(size)
+        return packed.tobytes(), starts + np.array([0, size], np.int32)
+
     def news(self) -> Callable[[int], dict[str, Any]]:
         """What the last event of a campaign says of its source: is it a job, and who has logged in from it."""
         job = self.job
         return lambda at: {"job": bool(job[at]), "credit_now": int(self.credit[at])}
+
+    def source_text(self, name: bytes) -> str:
+        """The network of one of `packed_sources`."""
+        return self.networks.text(name[0], *np.frombuffer(name[1:], np.uint64).tolist())
+
+    def source_key(self, name: bytes) -> Any:
+        """The key of the network of one of `packed_sources`, as `source` has it."""
+        return self.networks.key(name[0], *np.frombuffer(name[1:], np.uint64).tolist())
 
     def source_of(self, at: int) -> str:
         row = self.row[at]
@@ -233,6 +263,7 @@ class AttemptStage:
             user_last_ns=recalled.last_ns,
             facts=recalled.facts,
             method=method,
+            convicted=np.zeros(len(row), np.bool_),
             country=country,
             system=system,
             place=place,

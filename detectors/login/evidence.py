@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
 from ...daemon.events import I64, U8, Bool
-from ..campaigns import Record
+from ..campaigns import Followed, Record
 from ..finding import Finding, Kind
 
 SHARED = 2
@@ -36,6 +37,16 @@ def goes_on(counts: I64, limits: Sequence[I64]) -> Bool:
     today, hour = counts[:, -1], counts[:, -2]
     steady: Bool = (today >= limits[-1]) & ((hour * 48 >= today) | (today <= 24))
     return lately | steady
+
+
+def spread(followed: Followed, rows: I64, n: int) -> Followed:
+    """What was said of some `rows` of n attempts, for all of them: of the others, that they belong to nothing."""
+    columns = {}
+    for field in fields(followed):
+        of_rows = getattr(followed, field.name)
+        columns[field.name] = np.zeros(n, of_rows.dtype)
+        columns[field.name][rows] = of_rows
+    return Followed(**columns)
 
 
 def source_finding(
