@@ -7,13 +7,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...daemon.events import I64, Bool
+from ...daemon.events import I64, NS_PER_S, Bool
 from ..campaigns import OPENED, Campaigns, Followed, Record, marks
 from ..finding import EntityType, Finding, Kind
+from ..profiles import NETWORK, PUBLICKEY, WIDER
 from ..standing import Standing
 from ..tables import NS_PER_DAY
 from .attempts import Attempts
 from .evidence import SHARED
+
+_BY_SOURCE = "a login that succeeds from a source that has been guessing passwords"
+_BY_ACCOUNT = (
+    "a login by a password from a network never seen for this user, while strangers guess the account"
+)
 
 
 class Compromise:
@@ -32,24 +38,32 @@ class Compromise:
     name: ClassVar[str] = "compromise"
     kinds: ClassVar[tuple[Kind, ...]] = ("account_compromise",)
     partition_key: ClassVar[EntityType] = "source"
-    _judges: ClassVar[tuple[str, ...]] = ("brute_force", "password_spray")
+    _of_sources: ClassVar[tuple[str, ...]] = ("brute_force", "password_spray")
+    _of_accounts: ClassVar[tuple[str, ...]] = ("distributed_brute_force",)
 
-    def __init__(self, typist: int = 10, newcomer: int = 5) -> None:
+    def __init__(self, typist: int = 10, newcomer: int = 5, memory_s: int = 21600) -> None:
         self._typist, self._newcomer = typist, newcomer
+        self._memory_ns = memory_s * NS_PER_S
         self._campaigns = Campaigns(NS_PER_DAY, capacity=4096, records=1024, names=4096, any_blockable=True)
         self._early = Campaigns(NS_PER_DAY, capacity=4096, records=1024, names=4096, any_blockable=True)
 
     def update(self, attempts: Attempts, followed: Mapping[str, Followed]) -> list[Finding]:
         """`followed`: by its name, what each detector that follows failures says of the same attempts."""
-        convictions = [followed[name] for name in self._judges]
+        convictions = [followed[name] for name in self._of_sources]
         convicted: Bool = np.zeros(len(attempts.row), np.bool_)
         for conviction in convictions:
             convicted |= conviction.serial > 0
         early = self._early_hits(attempts, convictions, convicted)
-        return early + self._hits(attempts, convictions, np.flatnonzero(convicted & attempts.success))
+        attacked: Bool = np.zeros(len(attempts.row), np.bool_)
+        for name in self._of_accounts:
+            attacked |= followed[name].serial > 0
+        rows = np.flatnonzero((convicted | attacked) & attempts.success)
+        by_source = self._guessed(attempts, convictions, rows)
+        by_account = self._taken(attempts, [followed[name] for name in self._of_accounts], rows)
+        return early + self._hits(attempts, rows, by_source, by_account)
 
-    def _hits(self, attempts: Attempts, convictions: Sequence[Followed], rows: I64) -> list[Finding]:
-        """Of the successes in `rows`, those that a guesser had."""
+    def _guessed(self, attempts: Attempts, convictions: Sequence[Followed], rows: I64) -> I64:
+        """Of the successes in `rows`: how often a guesser whose success it is had failed; 0 = it is none's."""
         guessed = np.zeros(len(rows), np.int64)
         pending, first, job = attempts.pending[rows], attempts.first_success_ns[rows], attempts.job[rows]
         for conviction in convictions:
@@ -60,7 +74,29 @@ class Compromise:
             own = ~home & ~job & (live | (pending >= self._newcomer))
             hit = (conviction.serial[rows] > 0) & np.where(shared, live & (pending >= self._typist), own)
             guessed = np.maximum(guessed, np.where(hit, conviction.attempts[rows], 0))
-        rows, guessed = rows[guessed > 0], guessed[guessed > 0]
+        return guessed
+
+    def _taken(self, attempts: Attempts, attacks: Sequence[Followed], rows: I64) -> I64:
+        """Of the successes in `rows`: the failures of those who guess this account, where it is one of them who
+        got in; 0 = it is none.
+        """
+        logins, strayed = attempts.logins[rows], attempts.recalled.strayed[rows]
+        settled = attempts.known_user[rows] & (strayed * 4 <= logins)
+        stranger = (attempts.first_success_ns[rows] == 0) & (attempts.facts[rows] & (NETWORK | WIDER) == 0)
+        stranger &= (
+            ~attempts.private[rows] & (attempts.credit[rows] < SHARED) & (attempts.method[rows] != PUBLICKEY)
+        )
+        taken = np.zeros(len(rows), np.int64)
+        for attack in attacks:
+            recent = attempts.time_ns[rows] - attack.before_ns[rows] <= self._memory_ns
+            hit = (attack.serial[rows] > 0) & recent & stranger & (settled | (attempts.pending[rows] > 0))
+            taken = np.maximum(taken, np.where(hit, attack.attempts[rows], 0))
+        return taken
+
+    def _hits(self, attempts: Attempts, rows: I64, by_source: I64, by_account: I64) -> list[Finding]:
+        failures = np.maximum(by_source, by_account)
+        hit = failures > 0
+        rows, by_source, failures = rows[hit], by_source[hit], failures[hit]
         if not len(rows):
             return []
         time_ns = attempts.time_ns[rows]
@@ -81,11 +117,12 @@ class Compromise:
             return {
                 **attempts.story_of(row, self.name),
                 "user": attempts.user_of(row),
-                "failures": int(guessed[at]),
+                "failures": int(failures[at]),
                 "own_failures": int(attempts.pending[row]),
+                "threshold": _BY_SOURCE if by_source[at] else _BY_ACCOUNT,
             }
 
-        return [self._finding(*grown) for grown in self._campaigns.grown(followed, story_of)]
+        return [self._finding(*grown) for grown in self._campaigns.grown(followed, story_of, attempts.news())]
 
     def _early_hits(
         self, attempts: Attempts, convictions: Sequence[Followed], convicted: Bool
@@ -121,16 +158,18 @@ class Compromise:
         def story_of(at: int) -> dict[str, Any]:
             row = int(rows[at])
             failures = max(int(conviction.attempts[row]) for conviction in convictions)
-            return {**attempts.story_of(row, f"{self.name} before"), "failures": failures}
+            told = attempts.story_of(row, f"{self.name} before")
+            return told | {"failures": failures, "threshold": _BY_SOURCE}
 
         return [
             self._finding(record, {**story, "user": record.names[0] if len(record.names) == 1 else ""})
-            for record, story in self._early.grown(followed, story_of)
+            for record, story in self._early.grown(followed, story_of, attempts.news())
             if record.items
         ]
 
     def _finding(self, record: Record, story: dict[str, Any]) -> Finding:
         source, user = story["entity"], story["user"]
+        shared = max(story["credit"], story["credit_now"])
         return Finding(
             id=story["id"],
             detector=self.name,
@@ -151,13 +190,13 @@ class Compromise:
                 **({"failures_of_user": story["own_failures"]} if "own_failures" in story else {}),
                 "credit_users": story["credit"],
             },
-            threshold="a login that succeeds from a source that has been guessing passwords",
+            threshold=story["threshold"],
             baseline=story["baseline"],
             techniques=("T1078", "T1110"),
             lines=record.lines,
             samples=story["samples"],
             provenance=record.provenance,
-            blockable=(source,) if record.blockable else (),
+            blockable=(source,) if record.blockable and shared < SHARED else (),
         )
 
     def standing(self, convicted: bool) -> list[Standing]:
