@@ -89,7 +89,8 @@ class Compromise:
         taken = np.zeros(len(rows), np.int64)
         for attack in attacks:
             recent = attempts.time_ns[rows] - attack.before_ns[rows] <= self._memory_ns
-            hit = (attack.serial[rows] > 0) & recent & stranger & (settled | (attempts.pending[rows] > 0))
+            going_on = (attack.serial[rows] > 0) & attack.live[rows] & recent
+            hit = going_on & stranger & (settled | (attempts.pending[rows] > 0))
             taken = np.maximum(taken, np.where(hit, attack.attempts[rows], 0))
         return taken
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -89,7 +90,7 @@ class DistributedBruteForce:
         found = [
             self._finding(*grown, attempts) for grown in self._campaigns.grown(followed, story_of, news_of)
         ]
-        return spread(followed, rows, len(attempts.row)), found
+        return spread(replace(followed, live=over), rows, len(attempts.row)), found
 
     def _limits_of(self, attempts: Attempts, rows: I64, counts: I64, rates: I64) -> list[I64]:
         """For each window a column of how many strangers it takes."""
