@@ -31,6 +31,7 @@ DetectorName = Literal[
     "brute_force",
     "password_spray",
     "distributed_brute_force",
+    "credential_stuffing",
     "compromise",
     "allowlist",
     "port_scan",

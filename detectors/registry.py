@@ -16,6 +16,7 @@ from .finding import Finding
 from .login.attempts import AttemptStage
 from .login.brute_force import BruteForce
 from .login.compromise import Compromise
+from .login.credential_stuffing import CredentialStuffing
 from .login.distributed_brute_force import DistributedBruteForce
 from .login.password_spray import PasswordSpray
 from .network.allowlist import AllowList, AllowRule
@@ -31,6 +32,7 @@ SOURCE_DETECTORS: dict[str, Callable[..., Any]] = {
 """Those that follow the failures of one source: `follow(attempts)` says what campaign each attempt belongs to."""
 SITE_DETECTORS: dict[str, Callable[..., Any]] = {
     "distributed_brute_force": DistributedBruteForce,
+    "credential_stuffing": CredentialStuffing,
 }
 """Those that follow many sources at once, an account's or all: the same, once it is known who is convicted alone."""
 JUDGING_DETECTORS: dict[str, Callable[..., Any]] = {

@@ -82,10 +82,19 @@ class Attempts:
         """Failures for an account that exists, of sources that nobody logs in from, that this user does not come
         from, and that are not under conviction by themselves.
         """
-        unknown = (self.first_success_ns == 0) & (self.credit == 0) & (self.facts & (WIDER | NETWORK) == 0)
-        made: Bool = (
-            (self.failures > 0) & (self.user != 0) & self.exists & unknown & ~self.private & ~self.job
-        )
+        unknown = (self.first_success_ns == 0) & (self.facts & (WIDER | NETWORK) == 0)
+        made: Bool = self._foreign & self.exists & unknown
+        return made
+
+    @property
+    def nameless_stranger(self) -> Bool:
+        """The same for accounts that do not exist."""
+        return self._foreign & ~self.exists
+
+    @property
+    def _foreign(self) -> Bool:
+        made: Bool = (self.failures > 0) & (self.user != 0) & (self.credit == 0)
+        made &= ~self.private & ~self.job & ~self.convicted
         return made
 
     def packed_sources(self, rows: I64) -> tuple[bytes, I32]:

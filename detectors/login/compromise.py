@@ -39,7 +39,7 @@ class Compromise:
     kinds: ClassVar[tuple[Kind, ...]] = ("account_compromise",)
     partition_key: ClassVar[EntityType] = "source"
     _of_sources: ClassVar[tuple[str, ...]] = ("brute_force", "password_spray")
-    _of_accounts: ClassVar[tuple[str, ...]] = ("distributed_brute_force",)
+    _of_accounts: ClassVar[tuple[str, ...]] = ("distributed_brute_force", "credential_stuffing")
 
     def __init__(self, typist: int = 10, newcomer: int = 5, memory_s: int = 21600) -> None:
         self._typist, self._newcomer = typist, newcomer
@@ -90,7 +90,7 @@ class Compromise:
         for attack in attacks:
             recent = attempts.time_ns[rows] - attack.before_ns[rows] <= self._memory_ns
             going_on = (attack.serial[rows] > 0) & attack.live[rows] & recent
-            hit = going_on & stranger & (settled | (attempts.pending[rows] > 0))
+            hit = going_on & stranger & (settled | (attempts.pending[rows] > 0) | (attack.kept[rows] > 0))
             taken = np.maximum(taken, np.where(hit, attack.attempts[rows], 0))
         return taken
 

@@ -12,33 +12,40 @@ from .attempts import Attempts
 
 
 class Participants:
-    """Sources that failed as strangers, and those of them from which somebody has logged in since.
+    """Sources that failed as strangers, whom each tried first, and which of them turned out to be no attacker's:
+    from which somebody has logged in since, or has failed for one user more than `tries` times, as people do.
 
     Both are bounded to `capacity`; the oldest goes. An event's number counts all attempts ever seen, so that what
     is asked of one does not depend on how events were divided into batches.
     """
 
-    def __init__(self, capacity: int = 8192) -> None:
-        self._capacity = capacity
+    def __init__(self, capacity: int = 8192, tries: int = 4) -> None:
+        self._capacity, self._tries = capacity, tries
         self._seen = 0
-        self._suspects: dict[int, None] = {}
+        self._suspects: dict[int, tuple[int, int]] = {}  # the user and the number of the event
         self._let_off: dict[int, int] = {}
 
     def update(self, attempts: Attempts, suspects: Bool) -> int:
         """Takes a batch, of which `suspects` (`bool[n]`) failed as strangers; gives the number of its first event."""
         first, self._seen = self._seen, self._seen + len(attempts.row)
-        source = attempts.source.view(np.int64)
+        source, user = attempts.source.view(np.int64), attempts.user.view(np.int64)
         known = np.fromiter(self._suspects, np.int64, len(self._suspects))
         rows = np.flatnonzero(suspects)
         came = np.flatnonzero(attempts.success)
         came = came[np.isin(source[came], np.concatenate((known, source[rows])))]
+        insists = suspects & (attempts.pending + attempts.failures > self._tries)
         for at in np.sort(np.concatenate((rows, came))).tolist():
             key = int(source[at])
-            if suspects[at]:
-                _put(self._suspects, key, None, self._capacity)
+            if suspects[at] and not insists[at]:
+                _put(self._suspects, key, (int(user[at]), first + at), self._capacity)
             elif key in self._suspects:
                 _put(self._let_off, key, first + at, self._capacity)
         return first
+
+    def suspected(self, source: Any, user: Any, number: int) -> bool:
+        """Whether this source had failed, as a stranger, for another user than this one before that event."""
+        whom, when = self._suspects.get(int(source.view(np.int64)), (0, number))
+        return when < number and whom != int(user.view(np.int64)) and not self.let_off(source, number)
 
     def let_off(self, source: Any, number: int) -> bool:
         """Whether somebody had logged in from there (a key, `numpy.uint64`) before the event of that number."""
@@ -55,13 +62,14 @@ class Participants:
     def save(self) -> dict[str, Any]:
         return {
             "seen": self._seen,
-            "suspects": np.fromiter(self._suspects, np.int64, len(self._suspects)),
+            "suspects": np.array([(k, *v) for k, v in self._suspects.items()], np.int64).reshape(-1, 3),
             "let_off": np.array(list(self._let_off.items()), np.int64).reshape(-1, 2),
         }
 
     def load(self, state: dict[str, Any]) -> None:
         self._seen = state["seen"]
-        self._suspects = dict.fromkeys(state["suspects"].tolist())
+        suspects: I64 = state["suspects"]
+        self._suspects = {key: (user, number) for key, user, number in suspects.tolist()}
         pairs: I64 = state["let_off"]
         self._let_off = dict(pairs.tolist())
 

@@ -1,0 +1,132 @@
+"""A beta-binomial CUSUM: whether strangers fail more often, of all attempts, than is usual.
+
+After Javed and Paxson, "Detecting Stealthy, Distributed SSH Brute-Forcing" (CCS 2013): the number of failures
+among n attempts in a row is beta-binomial, since users and hours differ; its mean and variance are learnt from
+what came before, and a cumulative sum (Page 1954) finds a small, lasting rise that no window shows.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...daemon.events import I64, Bool
+
+CHUNK = 100
+"""Attempts that are judged together."""
+_DRIFT = 0.5  # deviations by which a chunk must exceed the mean to add to the sum
+_LIMIT = 10.0  # deviations at which the sum is an alarm
+_MOST = 1.5  # limits that the sum can reach, so that it comes back soon after an attack
+_MEMORY = 2000  # chunks over which mean and variance are learnt
+_PRIOR = (2.0, 400.0, 50)  # alpha and beta before anything is learnt, and the chunks that they count for
+
+
+def beta_binomial(n: int, alpha: float, beta: float) -> tuple[float, float]:
+    """Mean and variance of the number of failures among n attempts."""
+    both = alpha + beta
+    return n * alpha / both, n * alpha * beta * (both + n) / (both * both * (both + 1))
+
+
+class Verdict(NamedTuple):
+    """What is said of each of n attempts, as columns."""
+
+    alarm: Bool  # a failure that lifts the sum over its limit
+    dense: Bool  # there are more failures just before than come by chance
+    intense: Bool  # there are so many that they are a tenth of a chunk
+    episode: I64  # a number that changes when the sum has come back to nothing after an alarm
+    since_ns: I64  # when the sum began to rise
+    usual: NDArray[np.float64]  # failures expected among CHUNK attempts
+
+
+@dataclass(slots=True)
+class _State:
+    """Of the chunk that is not full yet, of the one before, of the sum, and what is usual."""
+
+    attempts: int
+    failures: int
+    before: int
+    sum: float
+    mean: float
+    variance: float
+    chunks: int
+    alarmed: bool
+    episode: int
+    since_ns: int
+
+
+class Cusum:
+    """Takes attempts in their order. `least`: the smallest excess, in failures, that is an alarm."""
+
+    def __init__(self, least: int) -> None:
+        self._least = least
+        alpha, beta, chunks = _PRIOR
+        mean, variance = beta_binomial(CHUNK, alpha, beta)
+        self._state = _State(0, 0, 0, 0.0, mean, variance, chunks, False, 1, 0)
+
+    def update(self, judged: Bool, failed: Bool, time_ns: I64) -> Verdict:
+        """`judged` (`bool[n]`) marks the attempts that count; `failed` those of them that are failures of strangers.
+
+        The others are told how things stand when they come.
+        """
+        n, state = len(judged), self._state
+        flags: Bool = np.zeros((3, n), np.bool_)
+        numbers: I64 = np.zeros((2, n), np.int64)
+        usual: NDArray[np.float64] = np.zeros(n)
+        count = np.cumsum(judged)
+        start, done = 0, 0
+        while start < n:
+            if state.attempts == 0 and state.sum == 0.0:
+                state.since_ns = int(time_ns[start])
+            stop = min(n, int(np.searchsorted(count, done + CHUNK - state.attempts)) + 1)
+            part = slice(start, stop)
+            within = state.failures + np.cumsum(failed[part])
+            lately = state.before + within
+            flags[0, part] = failed[part] & (state.sum + within > self._limit + state.mean + self._drift)
+            flags[1, part] = lately >= 3 + 2 * state.mean
+            flags[2, part] = lately >= CHUNK // 10
+            numbers[0, part], numbers[1, part] = state.episode, state.since_ns
+            usual[part] = state.mean
+            state.alarmed |= bool(flags[0, part].any())
+            state.failures, state.attempts = int(within[-1]), state.attempts + int(count[stop - 1]) - done
+            start, done = stop, int(count[stop - 1])
+            if state.attempts == CHUNK:
+                self._close_chunk()
+        return Verdict(flags[0], flags[1], flags[2], numbers[0], numbers[1], usual)
+
+    @property
+    def _limit(self) -> float:
+        return max(float(self._least), _LIMIT * math.sqrt(self._state.variance))
+
+    @property
+    def _drift(self) -> float:
+        return _DRIFT * math.sqrt(self._state.variance)
+
+    def _close_chunk(self) -> None:
+        state = self._state
+        excess = state.failures - state.mean - self._drift
+        state.sum = min(max(0.0, state.sum + excess), _MOST * self._limit)
+        if state.alarmed and state.sum == 0.0:
+            state.alarmed = False
+            state.episode += 1
+        if not state.alarmed:
+            self._learn(min(float(state.failures), state.mean + 2 + 4 * math.sqrt(state.variance)))
+        state.before, state.failures, state.attempts = state.failures, 0, 0
+
+    def _learn(self, failures: float) -> None:
+        """Mean and variance by exponential forgetting (Welford); never less than one failure in 2,000 attempts."""
+        state = self._state
+        state.chunks = min(state.chunks + 1, _MEMORY)
+        off = failures - state.mean
+        state.mean = max(state.mean + off / state.chunks, CHUNK / 2000)
+        state.variance += (off * (failures - state.mean) - state.variance) / state.chunks
+        state.variance = max(state.variance, state.mean * (1 - state.mean / CHUNK))
+
+    def save(self) -> dict[str, Any]:
+        return asdict(self._state)
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._state = _State(**state)
