@@ -21,13 +21,16 @@ _BY_ACCOUNT = (
     "a login by a password from a network never seen for this user, while strangers guess the account"
 )
 
+_WENT_ON = 3
+
 
 class Compromise:
     """A login that succeeds from a source under conviction (ATT&CK T1078 after T1110), on that very event.
 
     Under conviction is a source whose brute force or spray goes on: since its last failure less than a day has
     passed. Where several users log in, somebody among them attacks, and the others go on: accused is who has
-    failed there `typist` times in a row, while the attack is live. Elsewhere everybody is accused who had not
+    failed there `typist` times in a row, while the attack is live (and that at low priority once the guessing
+    goes on after the login of somebody who is at home there). Elsewhere everybody is accused who had not
     logged in from there before the attack, and is no job; when it is no longer live, only who has failed there
     `newcomer` times. Users who first logged in from a source without credit after its attack had begun, but
     before it was convicted, are accused when it is.
@@ -60,7 +63,7 @@ class Compromise:
         rows = np.flatnonzero((convicted | attacked) & attempts.success)
         by_source = self._guessed(attempts, convictions, rows)
         by_account = self._taken(attempts, [followed[name] for name in self._of_accounts], rows)
-        return early + self._hits(attempts, rows, by_source, by_account)
+        return early + self._hits(attempts, rows, by_source, by_account, convicted)
 
     def _guessed(self, attempts: Attempts, convictions: Sequence[Followed], rows: I64) -> I64:
         """Of the successes in `rows`: how often a guesser whose success it is had failed; 0 = it is none's."""
@@ -81,7 +84,7 @@ class Compromise:
         got in; 0 = it is none.
         """
         logins, strayed = attempts.logins[rows], attempts.recalled.strayed[rows]
-        settled = attempts.known_user[rows] & (strayed * 4 <= logins)
+        known = attempts.known_user[rows] & (strayed * 4 <= logins)
         stranger = (attempts.first_success_ns[rows] == 0) & (attempts.facts[rows] & (NETWORK | WIDER) == 0)
         stranger &= (
             ~attempts.private[rows] & (attempts.credit[rows] < SHARED) & (attempts.method[rows] != PUBLICKEY)
@@ -90,27 +93,40 @@ class Compromise:
         for attack in attacks:
             recent = attempts.time_ns[rows] - attack.before_ns[rows] <= self._memory_ns
             going_on = (attack.serial[rows] > 0) & attack.live[rows] & recent
-            hit = going_on & stranger & (settled | (attempts.pending[rows] > 0) | (attack.kept[rows] > 0))
+            hit = going_on & stranger & known
             taken = np.maximum(taken, np.where(hit, attack.attempts[rows], 0))
         return taken
 
-    def _hits(self, attempts: Attempts, rows: I64, by_source: I64, by_account: I64) -> list[Finding]:
+    def _hits(
+        self, attempts: Attempts, rows: I64, by_source: I64, by_account: I64, convicted: Bool
+    ) -> list[Finding]:
         failures = np.maximum(by_source, by_account)
         hit = failures > 0
         rows, by_source, failures = rows[hit], by_source[hit], failures[hit]
-        if not len(rows):
+        # Who is guessed from inside an office logs in there as well: then the guessing goes on afterwards.
+        at_home = (attempts.credit >= SHARED) & (attempts.first_success_ns > 0) & convicted
+        later = np.flatnonzero(at_home & (attempts.failures > 0))
+        if not len(rows) + len(later):
             return []
+        order = np.argsort(np.concatenate((rows, later)), kind="stable")
+        rows = np.concatenate((rows, later))[order]
+        success = attempts.success[rows]
+        by_source, failures = (
+            np.concatenate((c, np.zeros_like(later)))[order] for c in (by_source, failures)
+        )
         time_ns = attempts.time_ns[rows]
         provenance = attempts.batch.provenance[attempts.row[rows]]
+        after = np.where(success, 0, attempts.failures[rows])
         followed = self._campaigns.update(
             np.where(attempts.pair[rows] == 0, attempts.source[rows], attempts.pair[rows]),
             time_ns,
-            np.ones(len(rows), np.bool_),
-            marks(attempts.line[rows], provenance, attempts.proven[rows], np.ones(len(rows), np.int64)),
-            attempts.user[rows],
+            success,
+            marks(attempts.line[rows], provenance, attempts.proven[rows], success.astype(np.int64)),
+            np.where(success, attempts.user[rows], np.uint64(0)),
             attempts.spans[rows],
             attempts.batch.text,
             time_ns,
+            np.stack((after, np.zeros_like(after)), axis=1),
         )
 
         def story_of(at: int) -> dict[str, Any]:
@@ -171,6 +187,7 @@ class Compromise:
     def _finding(self, record: Record, story: dict[str, Any]) -> Finding:
         source, user = story["entity"], story["user"]
         shared = max(story["credit"], story["credit_now"])
+        own = story["at_home"] and record.amounts[0] >= _WENT_ON
         return Finding(
             id=story["id"],
             detector=self.name,
@@ -181,7 +198,7 @@ class Compromise:
             start_ns=record.start_ns,
             end_ns=record.end_ns,
             severity=95,
-            confidence=0.8 if story["credit"] else 0.95,
+            confidence=0.35 if own else 0.8 if story["credit"] else 0.95,
             sources=(source,),
             users=record.names or ((user,) if user else ()),
             targets=story["targets"],
@@ -192,7 +209,8 @@ class Compromise:
                 "credit_users": story["credit"],
             },
             threshold=story["threshold"],
-            baseline=story["baseline"],
+            baseline=story["baseline"]
+            + ("; the guessing went on afterwards: it was the user" if own else ""),
             techniques=("T1078", "T1110"),
             lines=record.lines,
             samples=story["samples"],

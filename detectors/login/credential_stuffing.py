@@ -21,7 +21,7 @@ from .participants import Participants
 
 SITE = "site"
 _HOUR_NS = 3600 * 10**9
-_KNOWN_WELL = 5
+_KNOWN = 3
 
 
 class CredentialStuffing:
@@ -52,13 +52,10 @@ class CredentialStuffing:
         self._users = Campaigns(NS_PER_DAY, capacity=64, records=64)
 
     def follow(self, attempts: Attempts) -> tuple[Followed, list[Finding]]:
-        """What each failure belongs to, and each success that those who take part may have had; the findings.
-
-        `kept` of a success is 1 where its source had failed for somebody else.
-        """
+        """What each failure belongs to, and each success that those who take part may have had; the findings."""
         stranger = attempts.stranger & ~attempts.popular
         nobody = attempts.nameless_stranger & ~attempts.popular
-        first = self._participants.update(attempts, stranger | nobody)
+        first = self._participants.update(attempts, stranger, nobody)
         counted = self._count(attempts, stranger & (attempts.pending == 0))
         familiar = (attempts.failures > 0) & (attempts.first_success_ns > 0)
         rows = np.flatnonzero(attempts.success | counted | familiar | stranger | nobody)
@@ -102,7 +99,7 @@ class CredentialStuffing:
         self, attempts: Attempts, rows: I64, followed: Followed, verdict: Verdict, first: int
     ) -> Followed:
         """The successes that may be of those who take part: from a source that had failed for somebody else; or,
-        while a tenth of all attempts are theirs, of a user known well from elsewhere.
+        while they are intense, of a user known from elsewhere.
         """
         success = attempts.success[rows]
         likely = np.flatnonzero(success & (followed.serial > 0) & (attempts.first_success_ns[rows] == 0))
@@ -110,16 +107,9 @@ class CredentialStuffing:
         for at in likely.tolist():
             row = int(rows[at])
             suspect[at] = self._participants.suspected(attempts.source[row], attempts.user[row], first + row)
-        elsewhere = (attempts.logins[rows] >= _KNOWN_WELL) & (
-            attempts.facts[rows] & (RANGE | SITE_RANGE) == 0
-        )
+        elsewhere = (attempts.logins[rows] >= _KNOWN) & (attempts.facts[rows] & (RANGE | SITE_RANGE) == 0)
         live = suspect | (verdict.intense & elsewhere)
-        return replace(
-            followed,
-            kept=suspect.astype(np.int64),
-            live=live,
-            serial=np.where(success & ~live, 0, followed.serial),
-        )
+        return replace(followed, live=live, serial=np.where(success & ~live, 0, followed.serial))
 
     def _story(self, attempts: Attempts, at: int, usual: float, users: int) -> dict[str, Any]:
         time_ns, line = int(attempts.time_ns[at]), int(attempts.line[at])

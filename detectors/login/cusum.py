@@ -21,6 +21,8 @@ CHUNK = 100
 _DRIFT = 0.5  # deviations by which a chunk must exceed the mean to add to the sum
 _LIMIT = 10.0  # deviations at which the sum is an alarm
 _MOST = 1.5  # limits that the sum can reach, so that it comes back soon after an attack
+_LASTING = 10  # chunks after which an alarm has a level, and a wave is over
+_WORSE = 2.5  # levels from which on it is another attack
 _MEMORY = 2000  # chunks over which mean and variance are learnt
 _PRIOR = (2.0, 400.0, 50)  # alpha and beta before anything is learnt, and the chunks that they count for
 
@@ -36,8 +38,8 @@ class Verdict(NamedTuple):
 
     alarm: Bool  # a failure that lifts the sum over its limit
     dense: Bool  # there are more failures just before than come by chance
-    intense: Bool  # there are so many that they are a tenth of a chunk
-    episode: I64  # a number that changes when the sum has come back to nothing after an alarm
+    intense: Bool  # they are a tenth of the attempts lately, and more than the alarm has lasted with
+    episode: I64  # a number that changes when an alarm is over, and when it begins or ends to be far worse
     since_ns: I64  # when the sum began to rise
     usual: NDArray[np.float64]  # failures expected among CHUNK attempts
 
@@ -53,7 +55,9 @@ class _State:
     mean: float
     variance: float
     chunks: int
-    alarmed: bool
+    alarmed: int  # chunks since the alarm; 0 = there is none
+    level: float  # failures in a chunk of the alarm, on average
+    wave: int  # chunks that the latest, far worse one may still go on; 0 = there is none
     episode: int
     since_ns: int
 
@@ -65,7 +69,7 @@ class Cusum:
         self._least = least
         alpha, beta, chunks = _PRIOR
         mean, variance = beta_binomial(CHUNK, alpha, beta)
-        self._state = _State(0, 0, 0, 0.0, mean, variance, chunks, False, 1, 0)
+        self._state = _State(0, 0, 0, 0.0, mean, variance, chunks, 0, 0.0, 0, 1, 0)
 
     def update(self, judged: Bool, failed: Bool, time_ns: I64) -> Verdict:
         """`judged` (`bool[n]`) marks the attempts that count; `failed` those of them that are failures of strangers.
@@ -87,10 +91,12 @@ class Cusum:
             lately = state.before + within
             flags[0, part] = failed[part] & (state.sum + within > self._limit + state.mean + self._drift)
             flags[1, part] = lately >= 3 + 2 * state.mean
-            flags[2, part] = lately >= CHUNK // 10
+            lasting = state.alarmed > _LASTING and not state.wave
+            flags[2, part] = lately >= max(CHUNK / 5, 2 * _WORSE * state.level * lasting)
             numbers[0, part], numbers[1, part] = state.episode, state.since_ns
             usual[part] = state.mean
-            state.alarmed |= bool(flags[0, part].any())
+            if not state.alarmed and flags[0, part].any():
+                state.alarmed, state.level = 1, 0.0
             state.failures, state.attempts = int(within[-1]), state.attempts + int(count[stop - 1]) - done
             start, done = stop, int(count[stop - 1])
             if state.attempts == CHUNK:
@@ -109,12 +115,28 @@ class Cusum:
         state = self._state
         excess = state.failures - state.mean - self._drift
         state.sum = min(max(0.0, state.sum + excess), _MOST * self._limit)
-        if state.alarmed and state.sum == 0.0:
-            state.alarmed = False
-            state.episode += 1
-        if not state.alarmed:
+        if state.alarmed:
+            self._follow_alarm()
+        else:
             self._learn(min(float(state.failures), state.mean + 2 + 4 * math.sqrt(state.variance)))
         state.before, state.failures, state.attempts = state.failures, 0, 0
+
+    def _follow_alarm(self) -> None:
+        """An alarm ends with its sum. One that has lasted and becomes far worse is another attack on top of it."""
+        state = self._state
+        if state.sum == 0.0:
+            state.alarmed, state.wave, state.episode = 0, 0, state.episode + 1
+            return
+        far_worse = state.alarmed > _LASTING and state.failures >= max(_WORSE * state.level, CHUNK / 10)
+        if far_worse:
+            state.episode += state.wave == 0
+            state.wave = _LASTING
+        elif state.wave:
+            state.wave -= 1
+            state.episode += state.wave == 0
+        if not state.wave:
+            state.alarmed += 1
+            state.level += (state.failures - state.level) / min(state.alarmed, 2 * _LASTING)
 
     def _learn(self, failures: float) -> None:
         """Mean and variance by exponential forgetting (Welford); never less than one failure in 2,000 attempts."""

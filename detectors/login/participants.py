@@ -13,7 +13,8 @@ from .attempts import Attempts
 
 class Participants:
     """Sources that failed as strangers, whom each tried first, and which of them turned out to be no attacker's:
-    from which somebody has logged in since, or has failed for one user more than `tries` times, as people do.
+    from which somebody has logged in since, or has failed for one user more than `tries` times, as people do, or
+    in the way of a job.
 
     Both are bounded to `capacity`; the oldest goes. An event's number counts all attempts ever seen, so that what
     is asked of one does not depend on how events were divided into batches.
@@ -25,27 +26,31 @@ class Participants:
         self._suspects: dict[int, tuple[int, int]] = {}  # the user and the number of the event
         self._let_off: dict[int, int] = {}
 
-    def update(self, attempts: Attempts, suspects: Bool) -> int:
-        """Takes a batch, of which `suspects` (`bool[n]`) failed as strangers; gives the number of its first event."""
+    def update(self, attempts: Attempts, strangers: Bool, nameless: Bool | None = None) -> int:
+        """Takes a batch, of which `strangers` (`bool[n]`) failed as such, and `nameless` for accounts that do not
+        exist, which may have been a slip; gives the number of its first event.
+        """
         first, self._seen = self._seen, self._seen + len(attempts.row)
         source, user = attempts.source.view(np.int64), attempts.user.view(np.int64)
         known = np.fromiter(self._suspects, np.int64, len(self._suspects))
+        suspects = strangers if nameless is None else strangers | nameless
         rows = np.flatnonzero(suspects)
-        came = np.flatnonzero(attempts.success)
+        came = np.flatnonzero(attempts.success | (attempts.job & ~suspects))
         came = came[np.isin(source[came], np.concatenate((known, source[rows])))]
         insists = suspects & (attempts.pending + attempts.failures > self._tries)
         for at in np.sort(np.concatenate((rows, came))).tolist():
             key = int(source[at])
             if suspects[at] and not insists[at]:
-                _put(self._suspects, key, (int(user[at]), first + at), self._capacity)
+                _put(self._suspects, key, (int(user[at]) if strangers[at] else 0, first + at), self._capacity)
             elif key in self._suspects:
                 _put(self._let_off, key, first + at, self._capacity)
         return first
 
     def suspected(self, source: Any, user: Any, number: int) -> bool:
-        """Whether this source had failed, as a stranger, for another user than this one before that event."""
+        """Whether this source had first failed for an account of another user before that event."""
         whom, when = self._suspects.get(int(source.view(np.int64)), (0, number))
-        return when < number and whom != int(user.view(np.int64)) and not self.let_off(source, number)
+        another = whom not in (0, int(user.view(np.int64)))
+        return another and when < number and not self.let_off(source, number)
 
     def let_off(self, source: Any, number: int) -> bool:
         """Whether somebody had logged in from there (a key, `numpy.uint64`) before the event of that number."""
