@@ -13,7 +13,7 @@ from ..finding import EntityType, Finding, Kind
 from ..standing import Standing, counted
 from ..tables import NS_PER_DAY, WindowCounter
 from .attempts import Attempts
-from .evidence import goes_on, shortest_over, source_finding
+from .evidence import SHARED, goes_on, shortest_over, source_finding
 
 _UNIT = "failed attempts"
 _CELLS = {300: 10, 3600: 12, 86400: 24}
@@ -24,8 +24,9 @@ class BruteForce:
 
     A source is raised at its `failures`-th failed attempt within 5 minutes or an hour, or at its
     `slow_failures`-th within a day. Where users have logged in from it before, it takes `credit_failures` more,
-    and one more for each user beyond ten, up to 100; but `failures` + `credit_failures` for one user, without
-    a success or a quiet day between, are enough anywhere. What a failure weighs is settled by `History`.
+    and one more for each user beyond ten, up to 100 (of a day and several users, three times as many); but
+    `failures` + `credit_failures` for one user, without a success or a quiet day between, are enough anywhere.
+    What a failure weighs is settled by `History`.
 
     Parameters: `failures` (int, 10), `slow_failures` (int, 15), `credit_failures` (int, 10), `sources` (int,
     32768: the most that are remembered at once).
@@ -41,7 +42,7 @@ class BruteForce:
         self._windows_s = (300, 3600, 86400)
         self._look_back_ns = np.array([11 * s * NS_PER_S // 10 for s in self._windows_s], np.int64)
         self._limits = (failures, failures, max(failures, slow_failures))
-        self._credit_failures = credit_failures
+        self._credit_failures, self._stubborn = credit_failures, failures + credit_failures
         # One cell more than the window has: a window never looks back less far than it says.
         self._counter = WindowCounter(
             sources, tuple((s // _CELLS[s] * NS_PER_S, _CELLS[s] + 1) for s in self._windows_s)
@@ -51,23 +52,19 @@ class BruteForce:
     def follow(self, attempts: Attempts) -> tuple[Followed, list[Finding]]:
         """What each attempt belongs to (successes are told the campaign that is open), and the findings."""
         credit = attempts.credit
-        allowance = self._allowance(credit)
         counts = self._counter.update(attempts.source, attempts.time_ns, attempts.weight)
-        limits = [limit + allowance for limit in self._limits]
-        scale, over = shortest_over(counts, limits)
+        limits = self._limits_of(credit)
+        scale, reached = shortest_over(counts, limits)
         # A success has just taken back what it answers.
         live = goes_on(counts - np.minimum(attempts.weight, 0)[:, None], limits)
         # The allowance is for many people's slips. Nobody slips so often with one name.
-        many = self._limits[0] + self._credit_failures
-        stubborn = (credit > 0) & (attempts.pending + attempts.failures >= many)
-        insists = stubborn & (attempts.failures > 0)
-        scale[insists & ~over] = len(self._limits) - 1
-        allowance = np.where(insists & ~over, many - self._limits[-1], allowance)
-        over |= insists
+        stubborn = (credit > 0) & (attempts.pending + attempts.failures >= self._stubborn)
+        insists = stubborn & ~reached & (attempts.failures > 0)
+        scale[insists] = len(limits) - 1
         followed = self._campaigns.update(
             attempts.source,
             attempts.time_ns,
-            over,
+            reached | insists,
             attempts.marked,
             attempts.user,
             attempts.spans,
@@ -78,7 +75,7 @@ class BruteForce:
 
         def story_of(at: int) -> dict[str, Any]:
             window_s = self._windows_s[scale[at]]
-            limit = int(self._limits[scale[at]] + allowance[at])
+            limit = self._stubborn if insists[at] else int(limits[scale[at]][at])
             return {
                 **attempts.story_of(at, self.name),
                 "limit": limit,
@@ -86,23 +83,26 @@ class BruteForce:
                 "threshold": f"{limit} failed attempts in {window_s} s",
             }
 
-        return replace(followed, live=live | stubborn), [
+        return replace(followed, live=live | (stubborn & (counts[:, 1] >= self._limits[0]))), [
             self._finding(*grown) for grown in self._campaigns.grown(followed, story_of, attempts.news())
         ]
 
-    def _allowance(self, credit: I64) -> I64:
-        more: I64 = (credit > 0) * (self._credit_failures + np.clip(credit - 10, 0, 100))
-        return more
+    def _limits_of(self, credit: I64) -> list[I64]:
+        """For each window a column of how many failures it takes."""
+        more = (credit > 0) * (self._credit_failures + np.clip(credit - 10, 0, 100))
+        limits = [limit + more for limit in self._limits]
+        # A day of an office's slips is more than an hour's.
+        limits[-1] = limits[-1] + 2 * more * (credit >= SHARED)
+        return limits
 
     def standing(self, source: U64, credit: int, now_ns: int) -> list[Standing]:
         """How near the source is to being raised."""
         raised = self._campaigns.attempts(source, now_ns)
         if raised is not None:
             return [Standing(self.name, f"raised, with {raised} failed attempts", figure=raised, unit=_UNIT)]
-        allowance = int(self._allowance(np.array([credit]))[0])
+        limits = [int(limit[0]) for limit in self._limits_of(np.array([credit]))]
         sums = self._counter.sums(source, now_ns)
-        limits = [limit + allowance for limit in self._limits]
-        more = f" ({allowance} more for its credit)" if allowance else ""
+        more = f" ({limits[0] - self._limits[0]} more for its credit)" if credit else ""
         return counted(self.name, _UNIT, zip(self._windows_s, sums, limits, strict=True), more)
 
     def update(self, attempts: Attempts) -> list[Finding]:

@@ -10,7 +10,7 @@ import numpy as np
 from ...daemon.events import I64, NS_PER_S, Bool
 from ..campaigns import OPENED, Campaigns, Followed, Record, marks
 from ..finding import EntityType, Finding, Kind
-from ..profiles import NETWORK, PUBLICKEY, WIDER
+from ..profiles import NETWORK, PUBLICKEY, RANGE, SITE_RANGE, WIDER
 from ..standing import Standing
 from ..tables import NS_PER_DAY
 from .attempts import Attempts
@@ -22,6 +22,7 @@ _BY_ACCOUNT = (
 )
 
 _WENT_ON = 3
+_USUAL = NETWORK | WIDER | RANGE | SITE_RANGE
 
 
 class Compromise:
@@ -29,13 +30,13 @@ class Compromise:
 
     Under conviction is a source whose brute force or spray goes on: since its last failure less than a day has
     passed. Where several users log in, somebody among them attacks, and the others go on: accused is who has
-    failed there `typist` times in a row, while the attack is live (and that at low priority once the guessing
-    goes on after the login of somebody who is at home there). Elsewhere everybody is accused who had not
+    failed there `typist` times in a row while the attack is live (and that at low priority once the guessing goes
+    on afterwards, of who is at home there). Elsewhere everybody is accused who had not
     logged in from there before the attack, and is no job; when it is no longer live, only who has failed there
     `newcomer` times. Users who first logged in from a source without credit after its attack had begun, but
     before it was convicted, are accused when it is.
 
-    Parameters: `typist` (int, 10), `newcomer` (int, 5).
+    Parameters: `typist` (int, 20), `newcomer` (int, 5).
     """
 
     name: ClassVar[str] = "compromise"
@@ -44,7 +45,7 @@ class Compromise:
     _of_sources: ClassVar[tuple[str, ...]] = ("brute_force", "password_spray")
     _of_accounts: ClassVar[tuple[str, ...]] = ("distributed_brute_force", "credential_stuffing")
 
-    def __init__(self, typist: int = 10, newcomer: int = 5, memory_s: int = 21600) -> None:
+    def __init__(self, typist: int = 20, newcomer: int = 5, memory_s: int = 21600) -> None:
         self._typist, self._newcomer = typist, newcomer
         self._memory_ns = memory_s * NS_PER_S
         self._campaigns = Campaigns(NS_PER_DAY, capacity=4096, records=1024, names=4096, any_blockable=True)
@@ -84,8 +85,8 @@ class Compromise:
         got in; 0 = it is none.
         """
         logins, strayed = attempts.logins[rows], attempts.recalled.strayed[rows]
-        known = attempts.known_user[rows] & (strayed * 4 <= logins)
-        stranger = (attempts.first_success_ns[rows] == 0) & (attempts.facts[rows] & (NETWORK | WIDER) == 0)
+        known = attempts.known_user[rows] & ((strayed - 1) * 3 <= logins)
+        stranger = (attempts.first_success_ns[rows] == 0) & (attempts.facts[rows] & _USUAL == 0)
         stranger &= (
             ~attempts.private[rows] & (attempts.credit[rows] < SHARED) & (attempts.method[rows] != PUBLICKEY)
         )

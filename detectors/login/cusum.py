@@ -20,7 +20,7 @@ CHUNK = 100
 """Attempts that are judged together."""
 _DRIFT = 0.5  # deviations by which a chunk must exceed the mean to add to the sum
 _LIMIT = 10.0  # deviations at which the sum is an alarm
-_MOST = 1.5  # limits that the sum can reach, so that it comes back soon after an attack
+_MOST = 3.0  # limits that the sum can reach, so that it comes back soon after an attack
 _LASTING = 10  # chunks after which an alarm has a level, and a wave is over
 _WORSE = 2.5  # levels from which on it is another attack
 _MEMORY = 2000  # chunks over which mean and variance are learnt
@@ -57,6 +57,7 @@ class _State:
     chunks: int
     alarmed: int  # chunks since the alarm; 0 = there is none
     level: float  # failures in a chunk of the alarm, on average
+    highest: float  # the highest that this has been, once the alarm had lasted
     wave: int  # chunks that the latest, far worse one may still go on; 0 = there is none
     episode: int
     since_ns: int
@@ -69,7 +70,7 @@ class Cusum:
         self._least = least
         alpha, beta, chunks = _PRIOR
         mean, variance = beta_binomial(CHUNK, alpha, beta)
-        self._state = _State(0, 0, 0, 0.0, mean, variance, chunks, 0, 0.0, 0, 1, 0)
+        self._state = _State(0, 0, 0, 0.0, mean, variance, chunks, 0, 0.0, 0.0, 0, 1, 0)
 
     def update(self, judged: Bool, failed: Bool, time_ns: I64) -> Verdict:
         """`judged` (`bool[n]`) marks the attempts that count; `failed` those of them that are failures of strangers.
@@ -92,11 +93,11 @@ class Cusum:
             flags[0, part] = failed[part] & (state.sum + within > self._limit + state.mean + self._drift)
             flags[1, part] = lately >= 3 + 2 * state.mean
             lasting = state.alarmed > _LASTING and not state.wave
-            flags[2, part] = lately >= max(CHUNK / 5, 2 * _WORSE * state.level * lasting)
+            flags[2, part] = lately >= max(CHUNK / 5, 2 * _WORSE * state.highest * lasting)
             numbers[0, part], numbers[1, part] = state.episode, state.since_ns
             usual[part] = state.mean
             if not state.alarmed and flags[0, part].any():
-                state.alarmed, state.level = 1, 0.0
+                state.alarmed, state.level, state.highest = 1, 0.0, 0.0
             state.failures, state.attempts = int(within[-1]), state.attempts + int(count[stop - 1]) - done
             start, done = stop, int(count[stop - 1])
             if state.attempts == CHUNK:
@@ -127,7 +128,8 @@ class Cusum:
         if state.sum == 0.0:
             state.alarmed, state.wave, state.episode = 0, 0, state.episode + 1
             return
-        far_worse = state.alarmed > _LASTING and state.failures >= max(_WORSE * state.level, CHUNK / 10)
+        lately = state.before + state.failures
+        far_worse = state.alarmed > _LASTING and lately >= max(2 * _WORSE * state.highest, CHUNK / 5)
         if far_worse:
             state.episode += state.wave == 0
             state.wave = _LASTING
@@ -137,6 +139,8 @@ class Cusum:
         if not state.wave:
             state.alarmed += 1
             state.level += (state.failures - state.level) / min(state.alarmed, 2 * _LASTING)
+            if state.alarmed >= _LASTING:
+                state.highest = max(state.highest, state.level)
 
     def _learn(self, failures: float) -> None:
         """Mean and variance by exponential forgetting (Welford); never less than one failure in 2,000 attempts."""

@@ -13,7 +13,7 @@ from ..finding import EntityType, Finding, Kind, finding_id
 from ..standing import Standing
 from ..tables import NS_PER_DAY, DistinctCounter, Rates, WindowCounter
 from .attempts import Attempts
-from .evidence import shortest_over, spread
+from .evidence import goes_on, shortest_over, spread
 from .participants import Participants
 
 _MOST_ALLOWED = 10
@@ -90,7 +90,7 @@ class DistributedBruteForce:
         found = [
             self._finding(*grown, attempts) for grown in self._campaigns.grown(followed, story_of, news_of)
         ]
-        return spread(replace(followed, live=over), rows, len(attempts.row)), found
+        return spread(replace(followed, live=goes_on(counts, limits)), rows, len(attempts.row)), found
 
     def _limits_of(self, attempts: Attempts, rows: I64, counts: I64, rates: I64) -> list[I64]:
         """For each window a column of how many strangers it takes."""
