@@ -41,11 +41,6 @@ class NetworkKeys:
         mask6 = ((1 << 128) - 1) ^ ((1 << (128 - prefix6)) - 1)
         self._mask6_high, self._mask6_low = np.uint64(mask6 >> 64), np.uint64(mask6 & 0xFFFF_FFFF_FFFF_FFFF)
         self.prefix4, self.prefix6 = prefix4, prefix6
-        self._hash_key = hash_key
-
-    def wider(self, prefix4: int, prefix6: int) -> NetworkKeys:
-        """The same site's keys of networks of other lengths."""
-        return NetworkKeys(self._hash_key, prefix4, prefix6)
 
     def keys(self, address: U64, family: U8) -> U64:
         """`uint64[n]` for addresses `uint64[n, 2]`; 0 where the family is unknown."""

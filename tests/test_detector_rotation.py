@@ -6,8 +6,7 @@ import pytest
 from gatewatch.daemon.events import NS_PER_S, Provenance
 from gatewatch.detectors.finding import Finding
 from gatewatch.detectors.registry import login_detectors
-
-from .test_detectors_login import KEY, START, Event, batch_of, fail, kinds, login, numbered, only, run
+from test_detectors_login import KEY, START, Event, batch_of, fail, kinds, login, numbered, only, run
 
 SITE = "2001:db8:1"
 DAY = 86400
@@ -163,6 +162,11 @@ def test_a_login_from_the_network_takes_it_off_the_list_of_what_may_be_blocked()
     hit = login(1300, source=f"{SITE}:aaaa::1", user="ann")
     later = [six(4000 + 60 * n, n) for n in range(100)]
     assert rotation(run([*(six(60 * n, n) for n in range(20)), hit, *later])).blockable == ()
+
+
+def test_machines_of_a_private_network_are_no_guesser_s_addresses() -> None:
+    assert silent(run(fail(n, source=f"10.30.1.{n}", user="job") for n in range(200)))
+    assert silent(run(fail(n, source=f"fd00:1:2:{n:x}::1", user="job") for n in range(200)))
 
 
 def test_requests_that_name_nobody_guess_nothing() -> None:

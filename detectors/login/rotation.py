@@ -7,17 +7,18 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...daemon.events import I64, NS_PER_S, U8, U64, Bool
+from ...daemon.events import I64, NS_PER_S, U8, U64
 from ..addressing import NetworkKeys, join_keys
 from ..campaigns import ASK, Campaigns, Followed, Record
 from ..finding import EntityType, Finding, Kind, finding_id
 from ..standing import Standing
 from ..tables import NS_PER_DAY, DistinctCounter, History
 from .attempts import Attempts
-from .evidence import shortest_over
+from .evidence import goes_on, shortest_over
 
 _MOST_ALLOWED = 48
-_PREFIX4, _PREFIX6 = 24, 48
+_WIDER = NetworkKeys(b"", 24, 48)
+"""For the texts of networks; `Attempts.wider` has their keys."""
 _MANY_USERS = 8
 
 
@@ -26,7 +27,8 @@ class Rotation:
 
     A member is an IPv6 /64 of a /48, the most that one site is given (RFC 6177), or an address of an IPv4 /24. It
     counts with at most `tries` failures, as long as nobody has logged in from it; a failure of a user who has
-    logged in from the network before does not count until there are ten in a row. A /48 is raised at the
+    logged in from the network before does not count until there are ten in a row; nor do jobs, and the site's own
+    private networks. A /48 is raised at the
     `networks`-th member within an hour or the `slow_networks`-th within a day. The customers of a /24 are
     strangers to each other, so it takes `addresses` within an hour or `slow_addresses` within a day. Where users have
     logged in from the network before, it takes `credit_members` more, and one more for each eight users beyond
@@ -72,26 +74,27 @@ class Rotation:
         A success is told the campaign of its network unless its user was at home there before, or the network is a
         /24 where nobody has tried to be this user.
         """
-        networks = attempts.networks.wider(_PREFIX4, _PREFIX6)
+        key = attempts.wider
         family = attempts.batch.client_family[attempts.row]
         client = attempts.batch.client.take(attempts.row, axis=0)
-        key = networks.keys(client, family)
         weight, pending, first_ns, credit = self._recall(key, attempts)
-        stranger = (attempts.credit == 0) & (attempts.first_success_ns == 0) & (attempts.user != 0)
-        counted = stranger & ~attempts.success & (attempts.weight > 0) & (weight > 0)
+        stranger = (
+            (attempts.credit == 0) & (attempts.first_success_ns == 0) & ~attempts.private & ~attempts.job
+        )
+        counted = stranger & ~attempts.success & (attempts.weight > 0) & (weight > 0) & (attempts.user != 0)
         counted &= attempts.pending < self._tries
         change = np.where(attempts.success, DistinctCounter.REMOVE, np.where(counted, DistinctCounter.ADD, 0))
         counts = self._counter.update(key, attempts.source, attempts.time_ns, change.astype(np.int8))
         limits = self._limits(family, credit)
         scale, over = shortest_over(counts, limits)
+        live = goes_on(counts[:, : len(limits)], limits)
         over &= counted
         # Members are named by their addresses: sixteen bytes of each, where names of users would stand.
         names = np.arange(len(key), dtype=np.int32)[:, None] * 16 + np.array([0, 16], np.int32)
         marked = np.where(counted, attempts.marked, ASK)
         since_ns = attempts.time_ns - self._look_back_ns[scale]
-        shared = np.stack((credit > 0, np.zeros_like(credit)), axis=1).astype(np.int64)
         followed = self._campaigns.update(
-            key, attempts.time_ns, over, marked, attempts.source, names, client.tobytes(), since_ns, shared, credit
+            key, attempts.time_ns, over, marked, attempts.source, names, client.tobytes(), since_ns, kept=credit
         )  # fmt: skip
         named = self._users.update(
             key, attempts.time_ns, over, marked, attempts.user, attempts.spans, attempts.batch.text, since_ns
@@ -99,7 +102,7 @@ class Rotation:
 
         def story_of(at: int) -> dict[str, Any]:
             window_s, limit = self._windows_s[scale[at]], int(limits[scale[at]][at])
-            entity = networks.text(int(family[at]), *client[at].tolist())
+            entity = _WIDER.text(int(family[at]), *client[at].tolist())
             told = attempts.story_of(at, self.name)
             return {
                 **told,
@@ -116,11 +119,13 @@ class Rotation:
 
         found = [
             self._finding(record, story, attempts.networks)
-            for record, story in self._campaigns.grown(followed, story_of)
+            for record, story in self._campaigns.grown(
+                followed, story_of, lambda at: {"credit_now": int(credit[at])}
+            )
         ]
         at_home = (first_ns > 0) & (first_ns < followed.start_ns)
         told = counted | (attempts.success & ~at_home & ((family == 6) | (pending > 0)))
-        return replace(followed, serial=np.where(told, followed.serial, 0)), found
+        return replace(followed, serial=np.where(told, followed.serial, 0), live=live), found
 
     def _recall(self, key: U64, attempts: Attempts) -> tuple[I64, I64, I64, I64]:
         """The columns of `History.update`, of users and this wider network."""
@@ -136,9 +141,8 @@ class Rotation:
         """For each window a column of how many members it takes."""
         few = np.clip((credit - 10) // 8, 0, _MOST_ALLOWED)
         allowance = (credit > 0) * (self._credit_members + few)
-        six: Bool = family == 6
         return [
-            np.where(six, limit6, limit4) + allowance
+            np.where(family == 6, limit6, limit4) + allowance
             for limit4, limit6 in zip(self._limits4, self._limits6, strict=True)
         ]
 
@@ -150,7 +154,8 @@ class Rotation:
         return self.follow(attempts)[1]
 
     def _finding(self, record: Record, story: dict[str, Any], members: NetworkKeys) -> Finding:
-        entity, credit, family = story["entity"], story["credit"], story["family"]
+        entity, family = story["entity"], story["family"]
+        credit = max(story["credit"], story["credit_now"])
         sources = tuple(
             members.text(family, *np.frombuffer(name, np.uint64).tolist()) for name in record.items if name
         )
@@ -166,7 +171,7 @@ class Rotation:
             start_ns=record.start_ns,
             end_ns=record.end_ns,
             severity=60 + 10 * ((record.attempts >= 100) + (record.attempts >= 1000)),
-            confidence=0.7 if credit else 0.9 if family == 6 else 0.8,
+            confidence=0.75 if credit else 0.9 if family == 6 else 0.8,
             sources=sources,
             users=users,
             targets=story["targets"],
@@ -185,7 +190,7 @@ class Rotation:
             samples=story["samples"],
             provenance=record.provenance,
             # Who shares the network with the guesser is cut off with him: only where nobody is known to.
-            blockable=(entity,) if record.blockable and not record.amounts[0] else (),
+            blockable=(entity,) if record.blockable and not credit else (),
         )
 
     def save(self) -> dict[str, Any]:
