@@ -30,6 +30,7 @@ LogFormat = Literal["sshd", "nginx"]
 DetectorName = Literal[
     "brute_force",
     "password_spray",
+    "rotation",
     "distributed_brute_force",
     "credential_stuffing",
     "compromise",

@@ -242,7 +242,11 @@ class Campaigns:
         self._records[state["at"]] = state["records"]
         self._record_names[state["at"]] = state["record_names"]
         self._newest[:] = state["newest"]
-        self._stories = {serial: dict(story) for serial, story in state["stories"]}
+        # A snapshot gives tuples back as lists.
+        self._stories = {
+            serial: {name: tuple(told) if isinstance(told, list) else told for name, told in story.items()}
+            for serial, story in state["stories"]
+        }
 
 
 def _names(held: bytes) -> tuple[bytes, ...]:

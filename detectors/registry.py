@@ -19,6 +19,7 @@ from .login.compromise import Compromise
 from .login.credential_stuffing import CredentialStuffing
 from .login.distributed_brute_force import DistributedBruteForce
 from .login.password_spray import PasswordSpray
+from .login.rotation import Rotation
 from .network.allowlist import AllowList, AllowRule
 from .network.port_scan import PortScan
 from .standing import Standing
@@ -28,6 +29,7 @@ Options = Mapping[str, Mapping[str, Any]]
 SOURCE_DETECTORS: dict[str, Callable[..., Any]] = {
     "brute_force": BruteForce,
     "password_spray": PasswordSpray,
+    "rotation": Rotation,
 }
 """Those that follow the failures of one source: `follow(attempts)` says what campaign each attempt belongs to."""
 SITE_DETECTORS: dict[str, Callable[..., Any]] = {
