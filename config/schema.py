@@ -27,7 +27,7 @@ from .values import (
 
 Mode = Literal["observe", "enforce"]
 LogFormat = Literal["sshd", "nginx"]
-DetectorName = Literal["brute_force", "password_spray", "compromise", "allowlist", "port_scan"]
+DetectorName = Literal["brute_force", "password_spray", "mfa_fatigue", "compromise", "allowlist", "port_scan"]
 TransportProtocol = Literal["tcp", "udp", "sctp", "icmp", "icmpv6"]
 
 PROTOCOL_NUMBERS: dict[TransportProtocol, int] = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132}

@@ -13,6 +13,7 @@ from .finding import Finding
 from .login.attempts import AttemptStage
 from .login.brute_force import BruteForce
 from .login.compromise import Compromise
+from .login.mfa_fatigue import MfaFatigue
 from .login.password_spray import PasswordSpray
 from .network.allowlist import AllowList, AllowRule
 from .network.port_scan import PortScan
@@ -23,6 +24,7 @@ Options = Mapping[str, Mapping[str, Any]]
 GUESSING_DETECTORS: dict[str, Callable[..., Any]] = {
     "brute_force": BruteForce,
     "password_spray": PasswordSpray,
+    "mfa_fatigue": MfaFatigue,
 }
 """Those that follow failures: `follow(attempts)` says what campaign each attempt belongs to."""
 JUDGING_DETECTORS: dict[str, Callable[..., Any]] = {

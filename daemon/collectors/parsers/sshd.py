@@ -114,9 +114,8 @@ FACTORS: tuple[tuple[bytes, str, int], ...] = (
 )
 """What Duo says of a prompt (duo_unix, pam_duo.c and login_duo.c: `duo_log()`).
 
-`Failed` is a prompt that was denied, or ran out, or a wrong passcode, one line each. `Aborted` is one that Duo would not
-send. The login itself is told by sshd. pam_duo writes under the name of the program that loads it, since 1.9 of
-2012, and under its own before that.
+`Failed` is a prompt that was denied, or ran out, or a wrong passcode, one line each. `Aborted` is one that Duo would
+not send. The login itself is told by sshd. The name before it can be sshd's, whose process loads the module.
 """
 
 SHAPES: tuple[tuple[int, bytes, str, int], ...] = (

@@ -1,0 +1,248 @@
+"""MFA fatigue: one user is asked for the second factor again and again, until somebody lets it through."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ...daemon.events import I32, I64, NS_PER_S, U64
+from ..addressing import join_keys
+from ..campaigns import ASK, Campaigns, Followed, Record, marks
+from ..finding import EntityType, Finding, Kind, finding_id
+from ..standing import Standing
+from ..tables import NS_PER_DAY, WindowCounter
+from .attempts import Attempts
+from .evidence import shortest_over
+
+_WINDOWS_S = (3600, 86400)
+_CELLS = 12
+_SETTLED_NS = 3600 * NS_PER_S  # until then a first login from somewhere does not make it the user's own
+_FRESH_NS = 3600 * NS_PER_S  # as long after the last denial an accepted prompt belongs to the bombing
+_KEYS = frozenset(("publickey", "hostbased"))
+
+
+class MfaFatigue:
+    """Push bombing (ATT&CK T1621): denied second factors of one user, and the one that was accepted then.
+
+    Counted are prompts that were denied, ran out, or were answered wrongly. Where the user has logged in before, or
+    not, is counted apart. From where not, a user is raised at the `prompts`-th within an hour, or at the
+    `slow_prompts`-th within a day: a traveller whose push does not come through tries once or twice and then uses
+    something else, and a login from there takes that source's denials back. From where the user has logged
+    in an hour ago or earlier, at the `known_prompts`-th within an hour, or at twice as many within a day: there it
+    can be the user's own telephone with a wrong clock, or a client that goes on asking by itself.
+
+    A login of the user within an hour after a denial, from where the user had not been before the bombing, is the
+    prompt that was let through, on that very event. A login by a key from a source that was not denied anything
+    is not. Nobody is accused of logging in from a network of their own.
+
+    Parameters: `prompts` (int, 6), `slow_prompts` (int, 10), `known_prompts` (int, 20), `users` (int, 4096).
+    References: CISA, "Implementing Phishing-Resistant MFA" and "Implementing Number Matching in MFA Applications"
+    (fact sheets, October 2022); MITRE ATT&CK T1621.
+    """
+
+    name: ClassVar[str] = "mfa_fatigue"
+    kinds: ClassVar[tuple[Kind, ...]] = ("mfa_fatigue",)
+    partition_key: ClassVar[EntityType] = "user"
+
+    def __init__(
+        self, prompts: int = 6, slow_prompts: int = 10, known_prompts: int = 20, users: int = 4096
+    ) -> None:
+        self._strange = (prompts, max(prompts, slow_prompts))
+        self._known = (known_prompts, 2 * known_prompts)
+        self._look_back_ns = np.array(_WINDOWS_S, np.int64) * NS_PER_S
+        # One cell more than the window has: a window never looks back less far than it says.
+        self._counter = WindowCounter(
+            2 * users, tuple((s // _CELLS * NS_PER_S, _CELLS + 1) for s in _WINDOWS_S)
+        )
+        self._campaigns = Campaigns(NS_PER_DAY, capacity=2 * users, records=1024, names=4096)
+        self._accepted = Campaigns(NS_PER_DAY, capacity=1024, records=256, names=1024)
+
+    def follow(self, attempts: Attempts) -> tuple[Followed, list[Finding]]:
+        """What denied prompts, and logins from where their user is new, belong to; and the findings."""
+        first = attempts.first_success_ns
+        new = (first == 0) | (attempts.time_ns - first < _SETTLED_NS)
+        asked = attempts.success & (new | (attempts.pending > 0))
+        rows = np.flatnonzero((attempts.user != 0) & ((attempts.denied > 0) | asked))
+        followed: I64 = np.zeros((6, len(attempts.row)), np.int64)
+        if not len(rows):
+            return Followed(*followed), []
+        strange, success, denied = new[rows], attempts.success[rows], attempts.denied[rows]
+        user, time_ns = attempts.user[rows], attempts.time_ns[rows]
+        key = np.where(strange, user, join_keys(user, np.ones(len(rows), np.uint64)))
+        counts = self._counter.update(key, time_ns, np.where(success, -attempts.pending[rows], denied))
+        limits = [np.where(strange, *pair) for pair in zip(self._strange, self._known, strict=True)]
+        scale, over = shortest_over(counts, limits)
+        text, spans = _names_of_sources(attempts, rows)
+        marked = marks(
+            attempts.line[rows],
+            attempts.batch.provenance[attempts.row[rows]],
+            attempts.proven[rows] & (attempts.credit[rows] == 0),
+            denied,
+        )
+        said = self._campaigns.update(
+            key,
+            time_ns,
+            over,
+            np.where(success, ASK, marked),
+            np.where(strange, attempts.source[rows], np.uint64(0)),
+            spans,
+            text,
+            time_ns - self._look_back_ns[scale],
+        )
+        followed[:, rows] = (
+            said.serial, said.start_ns, said.before_ns, said.marks, said.attempts, said.kept
+        )  # fmt: skip
+
+        def story_of(at: int) -> dict[str, Any]:
+            row, limit, window_s = int(rows[at]), int(limits[scale[at]][at]), _WINDOWS_S[scale[at]]
+            where = "where the user had never logged in" if strange[at] else "where the user logs in"
+            return {
+                **self._told(attempts, row, ""),
+                "limit": limit,
+                "window_s": window_s,
+                "known": not strange[at],
+                "threshold": f"{limit} denied prompts of one user in {window_s} s, from {where}",
+            }
+
+        found = [self._bombing(*grown) for grown in self._campaigns.grown(said, story_of)]
+        return Followed(*followed), found + self._let_through(attempts, rows, said)
+
+    def update(self, attempts: Attempts) -> list[Finding]:
+        return self.follow(attempts)[1]
+
+    def _let_through(self, attempts: Attempts, rows: I64, said: Followed) -> list[Finding]:
+        """Of the logins in `rows`, those that a bombing led to."""
+        first = attempts.first_success_ns[rows]
+        hit = attempts.success[rows] & (said.serial > 0) & ((first == 0) | (first >= said.start_ns))
+        hit &= attempts.time_ns[rows] - said.before_ns <= _FRESH_NS
+        chosen = [
+            at
+            for at in np.flatnonzero(hit).tolist()
+            if attempts.pending[rows[at]]
+            or attempts.batch.text_of(int(attempts.row[rows[at]]), "method") not in _KEYS
+        ]
+        if not chosen:
+            return []
+        denied = said.attempts[chosen]
+        rows = rows[chosen]
+        text, spans = _names_of_sources(attempts, rows)
+        followed = self._accepted.update(
+            attempts.user[rows],
+            attempts.time_ns[rows],
+            np.ones(len(rows), np.bool_),
+            marks(
+                attempts.line[rows],
+                attempts.batch.provenance[attempts.row[rows]],
+                attempts.proven[rows] & (attempts.credit[rows] == 0),
+                np.ones(len(rows), np.int64),
+            ),
+            attempts.source[rows],
+            spans,
+            text,
+            attempts.time_ns[rows],
+        )
+
+        def story_of(at: int) -> dict[str, Any]:
+            row = int(rows[at])
+            return {
+                **self._told(attempts, row, " accepted"),
+                "denied": int(denied[at]),
+                "own": int(attempts.pending[row]),
+            }
+
+        return [self._acceptance(*grown) for grown in self._accepted.grown(followed, story_of)]
+
+    def _told(self, attempts: Attempts, row: int, what: str) -> dict[str, Any]:
+        user = attempts.user_of(row)
+        story = attempts.story_of(row, self.name)
+        name = finding_id(self.name + what, user, int(attempts.time_ns[row]), int(attempts.line[row]))
+        return {**story, "id": name, "user": user}
+
+    def _bombing(self, record: Record, story: dict[str, Any]) -> Finding:
+        many, known = record.attempts >= 2 * story["limit"], story["known"]
+        return Finding(
+            id=story["id"],
+            detector=self.name,
+            kind="mfa_fatigue",
+            entity_type="user",
+            entity=story["user"],
+            time_ns=record.trigger_ns,
+            start_ns=record.start_ns,
+            end_ns=record.end_ns,
+            severity=70 if many else 60,
+            confidence=0.65 if known else 0.9 if many else 0.75,
+            sources=record.names,
+            users=(story["user"],),
+            targets=story["targets"],
+            figures={
+                "denied_prompts": record.attempts,
+                "distinct_sources": record.distinct,
+                "threshold": story["limit"],
+                "window_s": story["window_s"],
+            },
+            threshold=story["threshold"],
+            baseline="this user has logged in from there before: a telephone with a wrong clock, or a client that "
+            "goes on asking, looks the same"
+            if known
+            else "this user had never logged in from these sources before",
+            techniques=("T1621",),
+            lines=record.lines,
+            samples=story["samples"],
+            provenance=record.provenance,
+            blockable=record.names if record.blockable else (),
+        )
+
+    def _acceptance(self, record: Record, story: dict[str, Any]) -> Finding:
+        return Finding(
+            id=story["id"],
+            detector=self.name,
+            kind="mfa_fatigue",
+            entity_type="user",
+            entity=story["user"],
+            time_ns=record.trigger_ns,
+            start_ns=record.start_ns,
+            end_ns=record.end_ns,
+            severity=95,
+            confidence=0.9 if story["own"] else 0.7,
+            sources=record.names,
+            users=(story["user"],),
+            targets=story["targets"],
+            figures={
+                "successes": record.attempts,
+                "denied_before": story["denied"],
+                "failures_from_there": story["own"],
+            },
+            threshold="a login that succeeds within an hour after denied prompts, from where the user is new",
+            baseline="this user had never logged in from there before the bombing began",
+            techniques=("T1621", "T1078"),
+            lines=record.lines,
+            samples=story["samples"],
+            provenance=record.provenance,
+            blockable=record.names if record.blockable else (),
+        )
+
+    def standing(self, source: U64, credit: int, now_ns: int) -> list[Standing]:
+        """Nothing: users are raised here, never a source."""
+        return []
+
+    def save(self) -> dict[str, Any]:
+        return {
+            "counter": self._counter.save(),
+            "campaigns": self._campaigns.save(),
+            "accepted": self._accepted.save(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._counter.load(state["counter"])
+        self._campaigns.load(state["campaigns"])
+        self._accepted.load(state["accepted"])
+
+
+def _names_of_sources(attempts: Attempts, rows: I64) -> tuple[bytes, I32]:
+    """The sources of these rows as text, and the span `[n, 2]` of each row's in it."""
+    _, first, which = np.unique(attempts.source[rows], return_index=True, return_inverse=True)
+    names = [attempts.source_of(int(row)).encode() for row in rows[first]]
+    ends = np.cumsum([len(name) for name in names])
+    spans = np.stack([ends - [len(name) for name in names], ends], axis=1).astype(np.int32)
+    return b"".join(names), spans[which.reshape(-1)]
