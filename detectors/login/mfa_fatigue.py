@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ...daemon.events import I32, I64, NS_PER_S, U64
+from ...daemon.events import I32, I64, NS_PER_S, U64, Bool
 from ..addressing import join_keys
 from ..campaigns import ASK, Campaigns, Followed, Record, marks
 from ..finding import EntityType, Finding, Kind, finding_id
@@ -17,8 +17,8 @@ from .evidence import shortest_over
 
 _WINDOWS_S = (3600, 86400)
 _CELLS = 12
-_SETTLED_NS = 3600 * NS_PER_S  # until then a first login from somewhere does not make it the user's own
 _FRESH_NS = 3600 * NS_PER_S  # as long after the last denial an accepted prompt belongs to the bombing
+_CLUMSY = 2  # denied prompts that a person comes to in one visit
 _KEYS = frozenset(("publickey", "hostbased"))
 
 
@@ -29,12 +29,13 @@ class MfaFatigue:
     not, is counted apart. From where not, a user is raised at the `prompts`-th within an hour, or at the
     `slow_prompts`-th within a day: a traveller whose push does not come through tries once or twice and then uses
     something else, and a login from there takes that source's denials back. From where the user has logged
-    in an hour ago or earlier, at the `known_prompts`-th within an hour, or at twice as many within a day: there it
-    can be the user's own telephone with a wrong clock, or a client that goes on asking by itself.
+    in, at the `known_prompts`-th within an hour, or at twice as many within a day: there it can be the user's
+    own telephone with a wrong clock, or a client that goes on asking by itself.
 
     A login of the user within an hour after a denial, from where the user had not been before the bombing, is the
-    prompt that was let through, on that very event. A login by a key from a source that was not denied anything
-    is not. Nobody is accused of logging in from a network of their own.
+    prompt that was let through, on that very event: if that source was denied three times, or others were within
+    the hour. A login by a key from a source that was not denied anything is not. Nobody is accused of logging
+    in from a network of their own, nor, after a bombing, of a slip at a new one.
 
     Parameters: `prompts` (int, 6), `slow_prompts` (int, 10), `known_prompts` (int, 20), `users` (int, 4096).
     References: CISA, "Implementing Phishing-Resistant MFA" and "Implementing Number Matching in MFA Applications"
@@ -60,8 +61,7 @@ class MfaFatigue:
 
     def follow(self, attempts: Attempts) -> tuple[Followed, list[Finding]]:
         """What denied prompts, and logins from where their user is new, belong to; and the findings."""
-        first = attempts.first_success_ns
-        new = (first == 0) | (attempts.time_ns - first < _SETTLED_NS)
+        new = (attempts.first_success_ns == 0) | _let_in_before(attempts)
         asked = attempts.success & (new | (attempts.pending > 0))
         rows = np.flatnonzero((attempts.user != 0) & ((attempts.denied > 0) | asked))
         followed: I64 = np.zeros((6, len(attempts.row)), np.int64)
@@ -73,6 +73,8 @@ class MfaFatigue:
         counts = self._counter.update(key, time_ns, np.where(success, -attempts.pending[rows], denied))
         limits = [np.where(strange, *pair) for pair in zip(self._strange, self._known, strict=True)]
         scale, over = shortest_over(counts, limits)
+        # A source that was denied once or twice, hours after the others, may be the user's own.
+        takes_part = strange & ((counts[:, 0] > _CLUMSY) | (attempts.pending[rows] + denied > _CLUMSY))
         text, spans = _names_of_sources(attempts, rows)
         marked = marks(
             attempts.line[rows],
@@ -85,7 +87,7 @@ class MfaFatigue:
             time_ns,
             over,
             np.where(success, ASK, marked),
-            np.where(strange, attempts.source[rows], np.uint64(0)),
+            np.where(takes_part, attempts.source[rows], np.uint64(0)),
             spans,
             text,
             time_ns - self._look_back_ns[scale],
@@ -106,15 +108,15 @@ class MfaFatigue:
             }
 
         found = [self._bombing(*grown) for grown in self._campaigns.grown(said, story_of)]
-        return Followed(*followed), found + self._let_through(attempts, rows, said)
+        found += self._let_through(attempts, rows[takes_part], _of(said, takes_part))
+        return Followed(*followed), found
 
     def update(self, attempts: Attempts) -> list[Finding]:
         return self.follow(attempts)[1]
 
     def _let_through(self, attempts: Attempts, rows: I64, said: Followed) -> list[Finding]:
         """Of the logins in `rows`, those that a bombing led to."""
-        first = attempts.first_success_ns[rows]
-        hit = attempts.success[rows] & (said.serial > 0) & ((first == 0) | (first >= said.start_ns))
+        hit = attempts.success[rows] & (said.serial > 0)
         hit &= attempts.time_ns[rows] - said.before_ns <= _FRESH_NS
         chosen = [
             at
@@ -237,6 +239,24 @@ class MfaFatigue:
         self._counter.load(state["counter"])
         self._campaigns.load(state["campaigns"])
         self._accepted.load(state["accepted"])
+
+
+def _of(said: Followed, chosen: Bool) -> Followed:
+    return Followed(
+        said.serial[chosen], said.start_ns[chosen], said.before_ns[chosen], said.marks[chosen],
+        said.attempts[chosen], said.kept[chosen],
+    )  # fmt: skip
+
+
+def _let_in_before(attempts: Attempts) -> Bool:
+    """Denials from where the user first logged in within the hour before, by login_duo: it asks after sshd has let
+    the user in, so that a login of this kind says nothing of the second factor.
+    """
+    found: Bool = np.zeros(len(attempts.row), np.bool_)
+    lately = attempts.time_ns - attempts.first_success_ns < _FRESH_NS
+    for at in np.flatnonzero((attempts.denied > 0) & lately).tolist():
+        found[at] = attempts.batch.text_of(int(attempts.row[at]), "service") == "login_duo"
+    return found
 
 
 def _names_of_sources(attempts: Attempts, rows: I64) -> tuple[bytes, I32]:

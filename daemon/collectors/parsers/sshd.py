@@ -62,6 +62,7 @@ PAM_ERRORS = (
     (b"Authentication failed", Outcome.PAM_FAILURE),
     (b"User not known to the underlying authentication module", Outcome.PAM_FAILURE),
     (b"Permission denied", Outcome.PAM_FAILURE),
+    (b"Have exhausted maximum number of retries for service", Outcome.PAM_FAILURE),
     (b"User account has expired", Outcome.OTHER),
     (b"Authentication token expired", Outcome.OTHER),
 )
