@@ -307,6 +307,8 @@ def count_distinct(
 
 @cython.cfunc
 @cython.locals(
+    keys="long long[::1]",
+    table="long long[:, ::1]",
     prompt_keys="long long[::1]",
     prompt_table="long long[:, ::1]",
     said="long long[::1]",
@@ -319,6 +321,8 @@ def _join_prompts(
     attempts: cython.longlong,
     placed: cython.bint,
     join_ns: cython.longlong,
+    keys: I64,
+    table: I64,
     prompt_keys: I64,
     prompt_table: I64,
     said: I64,
@@ -329,7 +333,9 @@ def _join_prompts(
     denial, denials that have been weighed, denials of which nobody has said where they came from.
     """
     home: cython.Py_ssize_t = (user & (prompt_keys.shape[0] // _WAYS - 1)) * _WAYS
+    slot: cython.Py_ssize_t
     place: cython.Py_ssize_t
+    taken: cython.longlong
     if kind == 8:
         place = _claim(prompt_keys, prompt_table, home, user, 0, 5)
     else:
@@ -343,28 +349,38 @@ def _join_prompts(
         prompt_table[place, 4] = 0
     if kind == 8:
         prompt_table[place, _LAST] = now
-        if placed:
-            if session != 0 and prompt_table[place, 2] == session:
-                prompt_table[place, 4] = 0
-            prompt_table[place, 3] += attempts
-        else:
-            prompt_table[place, 4] += attempts
         prompt_table[place, 2] = session
+        if placed:
+            prompt_table[place, 3] += attempts
+            taken = said[1] - attempts
+        else:
+            taken = -attempts
+    elif said[1] > 0:
+        taken = said[1]
+        if prompt_table[place, 2] == session:
+            prompt_table[place, 3] = 0
+    elif session != 0 and prompt_table[place, 2] == session:
+        prompt_table[place, 3] = 0
         return
-    if session != 0 and prompt_table[place, 2] == session:
-        if said[1] == 0 and kind == 5:
-            return
-    elif kind == 2 or kind == 4:
+    elif kind == 4:
         said[0] -= prompt_table[place, 3]
-        if said[0] < 0:
-            said[0] = 0
-        said[1] += prompt_table[place, 4]
-        if said[0] < said[1]:
-            said[0] = said[1]
+        prompt_table[place, 3] = 0
+        taken = prompt_table[place, 4]
+        if taken > attempts:
+            taken = attempts
+        said[1] = taken
+        if said[0] < taken:
+            said[0] = taken
+        session = prompt_table[place, 2]
+        if taken > 0 and session != 0:
+            slot = _find(keys, (session & (keys.shape[0] // _WAYS - 1)) * _WAYS, session)
+            if slot >= 0 and table[slot, 9] - table[slot, 10] >= taken:
+                table[slot, 10] += taken
     else:
         return
-    prompt_table[place, 3] = 0
-    prompt_table[place, 4] = 0
+    prompt_table[place, 4] -= taken
+    if prompt_table[place, 4] < 0:
+        prompt_table[place, 4] = 0
 
 
 @cython.locals(
@@ -479,7 +495,7 @@ def weigh_lines(
             said[0] = out[i, 0]
             said[1] = out[i, 2]
             _join_prompts(
-                kind, out[i, 1], sessions[i], time_ns[i], attempts[i], placed[i], join_ns,
+                kind, out[i, 1], sessions[i], time_ns[i], attempts[i], placed[i], join_ns, keys, table,
                 prompt_keys, prompt_table, said,
             )  # fmt: skip
             out[i, 0] = said[0]

@@ -13,11 +13,8 @@ from ..finding import EntityType, Finding, Kind, finding_id
 from ..standing import Standing
 from ..tables import NS_PER_DAY, WindowCounter
 from .attempts import Attempts
-from .evidence import shortest_over
 
-_WINDOWS_S = (3600, 86400)
 _CELLS = 12
-_FRESH_NS = 3600 * NS_PER_S  # as long after the last denial an accepted prompt belongs to the bombing
 _CLUMSY = 2  # denied prompts that a person comes to in one visit
 _KEYS = frozenset(("publickey", "hostbased"))
 
@@ -30,12 +27,13 @@ class MfaFatigue:
     `slow_prompts`-th within a day: a traveller whose push does not come through tries once or twice and then uses
     something else, and a login from there takes that source's denials back. From where the user has logged
     in, at the `known_prompts`-th within an hour, or at twice as many within a day: there it can be the user's
-    own telephone with a wrong clock, or a client that goes on asking by itself.
+    own telephone with a wrong clock, or a client that goes on asking by itself. A bombing ends after three hours
+    without a prompt, one that was slow after a day; what belongs to the first does not count for the second.
 
-    A login of the user within an hour after a denial, from where the user had not been before the bombing, is the
-    prompt that was let through, on that very event: if that source was denied three times, or others were within
-    the hour. A login by a key from a source that was not denied anything is not. Nobody is accused of logging
-    in from a network of their own, nor, after a bombing, of a slip at a new one.
+    A login of the user during a bombing, from where the user had not been before, is the prompt that was let
+    through, on that very event: if that source was denied three times, or others were within the hour. A login by a
+    key from a source that was not denied anything is not. Nobody is accused of logging in from a network of
+    their own, nor, after a bombing, of a slip at a new one.
 
     Parameters: `prompts` (int, 6), `slow_prompts` (int, 10), `known_prompts` (int, 20), `users` (int, 4096).
     References: CISA, "Implementing Phishing-Resistant MFA" and "Implementing Number Matching in MFA Applications"
@@ -49,14 +47,10 @@ class MfaFatigue:
     def __init__(
         self, prompts: int = 6, slow_prompts: int = 10, known_prompts: int = 20, users: int = 4096
     ) -> None:
-        self._strange = (prompts, max(prompts, slow_prompts))
-        self._known = (known_prompts, 2 * known_prompts)
-        self._look_back_ns = np.array(_WINDOWS_S, np.int64) * NS_PER_S
-        # One cell more than the window has: a window never looks back less far than it says.
-        self._counter = WindowCounter(
-            2 * users, tuple((s // _CELLS * NS_PER_S, _CELLS + 1) for s in _WINDOWS_S)
+        self._paces = (
+            _Pace(3600, 3 * 3600, prompts, known_prompts, users),
+            _Pace(86400, 86400, slow_prompts, 2 * known_prompts, users),
         )
-        self._campaigns = Campaigns(NS_PER_DAY, capacity=2 * users, records=1024, names=4096)
         self._accepted = Campaigns(NS_PER_DAY, capacity=1024, records=256, names=1024)
 
     def follow(self, attempts: Attempts) -> tuple[Followed, list[Finding]]:
@@ -64,70 +58,66 @@ class MfaFatigue:
         new = (attempts.first_success_ns == 0) | _let_in_before(attempts)
         asked = attempts.success & (new | (attempts.pending > 0))
         rows = np.flatnonzero((attempts.user != 0) & ((attempts.denied > 0) | asked))
-        followed: I64 = np.zeros((6, len(attempts.row)), np.int64)
+        whole: I64 = np.zeros((6, len(attempts.row)), np.int64)
         if not len(rows):
-            return Followed(*followed), []
+            return Followed(*whole), []
         strange, success, denied = new[rows], attempts.success[rows], attempts.denied[rows]
         user, time_ns = attempts.user[rows], attempts.time_ns[rows]
         key = np.where(strange, user, join_keys(user, np.ones(len(rows), np.uint64)))
-        counts = self._counter.update(key, time_ns, np.where(success, -attempts.pending[rows], denied))
-        limits = [np.where(strange, *pair) for pair in zip(self._strange, self._known, strict=True)]
-        scale, over = shortest_over(counts, limits)
-        # A source that was denied once or twice, hours after the others, may be the user's own.
-        takes_part = strange & ((counts[:, 0] > _CLUMSY) | (attempts.pending[rows] + denied > _CLUMSY))
+        change = np.where(success, -attempts.pending[rows], denied)
         text, spans = _names_of_sources(attempts, rows)
-        marked = marks(
-            attempts.line[rows],
-            attempts.batch.provenance[attempts.row[rows]],
-            attempts.proven[rows] & (attempts.credit[rows] == 0),
-            denied,
+        marked = np.where(
+            success,
+            ASK,
+            marks(
+                attempts.line[rows],
+                attempts.batch.provenance[attempts.row[rows]],
+                attempts.proven[rows] & (attempts.credit[rows] == 0),
+                denied,
+            ),
         )
-        said = self._campaigns.update(
-            key,
-            time_ns,
-            over,
-            np.where(success, ASK, marked),
-            np.where(takes_part, attempts.source[rows], np.uint64(0)),
-            spans,
-            text,
-            time_ns - self._look_back_ns[scale],
-        )
-        followed[:, rows] = (
-            said.serial, said.start_ns, said.before_ns, said.marks, said.attempts, said.kept
-        )  # fmt: skip
+        found: list[Finding] = []
+        for pace in self._paces:
+            # Prompts of a bombing that is open are not the beginning of a slow one.
+            free = success | (whole[0, rows] == 0)
+            keys = np.where(free, key, np.uint64(0))
+            counts = pace.counter.update(keys, time_ns, change)[:, 0]
+            if pace is self._paces[0]:
+                # A source that was denied once or twice, hours after the others, may be the user's own.
+                takes_part = strange & ((counts > _CLUMSY) | (attempts.pending[rows] + denied > _CLUMSY))
+            limit = np.where(strange, pace.strange, pace.known)
+            items = np.where(takes_part, attempts.source[rows], np.uint64(0))
+            said = pace.campaigns.update(
+                keys, time_ns, counts >= limit, marked, items, spans, text, time_ns - pace.window_s * NS_PER_S
+            )
+            followed = np.stack(
+                (said.serial, said.start_ns, said.before_ns, said.marks, said.attempts, said.kept)
+            )
+            whole[:, rows] = np.where(whole[0, rows] > 0, whole[:, rows], followed)
 
-        def story_of(at: int) -> dict[str, Any]:
-            row, limit, window_s = int(rows[at]), int(limits[scale[at]][at]), _WINDOWS_S[scale[at]]
-            where = "where the user had never logged in" if strange[at] else "where the user logs in"
-            return {
-                **self._told(attempts, row, ""),
-                "limit": limit,
-                "window_s": window_s,
-                "known": not strange[at],
-                "threshold": f"{limit} denied prompts of one user in {window_s} s, from {where}",
-            }
+            def story_of(at: int, pace: _Pace = pace) -> dict[str, Any]:
+                return self._opened(attempts, int(rows[at]), pace, bool(strange[at]))
 
-        found = [self._bombing(*grown) for grown in self._campaigns.grown(said, story_of)]
-        found += self._let_through(attempts, rows[takes_part], _of(said, takes_part))
-        return Followed(*followed), found
+            found += [self._bombing(*grown) for grown in pace.campaigns.grown(said, story_of)]
+        chosen = rows[takes_part & success & (whole[0, rows] > 0)]
+        return Followed(*whole), found + self._let_through(attempts, chosen, whole[4])
 
     def update(self, attempts: Attempts) -> list[Finding]:
         return self.follow(attempts)[1]
 
-    def _let_through(self, attempts: Attempts, rows: I64, said: Followed) -> list[Finding]:
-        """Of the logins in `rows`, those that a bombing led to."""
-        hit = attempts.success[rows] & (said.serial > 0)
-        hit &= attempts.time_ns[rows] - said.before_ns <= _FRESH_NS
-        chosen = [
-            at
-            for at in np.flatnonzero(hit).tolist()
-            if attempts.pending[rows[at]]
-            or attempts.batch.text_of(int(attempts.row[rows[at]]), "method") not in _KEYS
-        ]
-        if not chosen:
+    def _let_through(self, attempts: Attempts, rows: I64, prompts: I64) -> list[Finding]:
+        """Of the logins in `rows`, those that a bombing of so many `prompts` led to."""
+        rows = np.array(
+            [
+                row
+                for row in rows.tolist()
+                if attempts.pending[row]
+                or attempts.batch.text_of(int(attempts.row[row]), "method") not in _KEYS
+            ],
+            np.int64,
+        )
+        if not len(rows):
             return []
-        denied = said.attempts[chosen]
-        rows = rows[chosen]
         text, spans = _names_of_sources(attempts, rows)
         followed = self._accepted.update(
             attempts.user[rows],
@@ -149,11 +139,22 @@ class MfaFatigue:
             row = int(rows[at])
             return {
                 **self._told(attempts, row, " accepted"),
-                "denied": int(denied[at]),
+                "denied": int(prompts[row]),
                 "own": int(attempts.pending[row]),
             }
 
         return [self._acceptance(*grown) for grown in self._accepted.grown(followed, story_of)]
+
+    def _opened(self, attempts: Attempts, row: int, pace: _Pace, strange: bool) -> dict[str, Any]:
+        limit = pace.strange if strange else pace.known
+        where = "where the user had never logged in" if strange else "where the user logs in"
+        return {
+            **self._told(attempts, row, ""),
+            "limit": limit,
+            "window_s": pace.window_s,
+            "known": not strange,
+            "threshold": f"{limit} denied prompts of one user in {pace.window_s} s, from {where}",
+        }
 
     def _told(self, attempts: Attempts, row: int, what: str) -> dict[str, Any]:
         user = attempts.user_of(row)
@@ -215,7 +216,7 @@ class MfaFatigue:
                 "denied_before": story["denied"],
                 "failures_from_there": story["own"],
             },
-            threshold="a login that succeeds within an hour after denied prompts, from where the user is new",
+            threshold="a login that succeeds after many denied prompts, from where the user is new",
             baseline="this user had never logged in from there before the bombing began",
             techniques=("T1621", "T1078"),
             lines=record.lines,
@@ -230,22 +231,26 @@ class MfaFatigue:
 
     def save(self) -> dict[str, Any]:
         return {
-            "counter": self._counter.save(),
-            "campaigns": self._campaigns.save(),
             "accepted": self._accepted.save(),
+            "counters": [pace.counter.save() for pace in self._paces],
+            "campaigns": [pace.campaigns.save() for pace in self._paces],
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        self._counter.load(state["counter"])
-        self._campaigns.load(state["campaigns"])
         self._accepted.load(state["accepted"])
+        for pace, counter, campaigns in zip(self._paces, state["counters"], state["campaigns"], strict=True):
+            pace.counter.load(counter)
+            pace.campaigns.load(campaigns)
 
 
-def _of(said: Followed, chosen: Bool) -> Followed:
-    return Followed(
-        said.serial[chosen], said.start_ns[chosen], said.before_ns[chosen], said.marks[chosen],
-        said.attempts[chosen], said.kept[chosen],
-    )  # fmt: skip
+class _Pace:
+    """Prompts within a window: how many it takes from where the user is new, and from where not."""
+
+    def __init__(self, window_s: int, gap_s: int, strange: int, known: int, users: int) -> None:
+        self.window_s, self.strange, self.known = window_s, strange, known
+        # One cell more than the window has: a window never looks back less far than it says.
+        self.counter = WindowCounter(2 * users, ((window_s // _CELLS * NS_PER_S, _CELLS + 1),))
+        self.campaigns = Campaigns(gap_s * NS_PER_S, capacity=2 * users, records=512, names=2048)
 
 
 def _let_in_before(attempts: Attempts) -> Bool:
@@ -253,7 +258,7 @@ def _let_in_before(attempts: Attempts) -> Bool:
     the user in, so that a login of this kind says nothing of the second factor.
     """
     found: Bool = np.zeros(len(attempts.row), np.bool_)
-    lately = attempts.time_ns - attempts.first_success_ns < _FRESH_NS
+    lately = attempts.time_ns - attempts.first_success_ns < 3600 * NS_PER_S
     for at in np.flatnonzero((attempts.denied > 0) & lately).tolist():
         found[at] = attempts.batch.text_of(int(attempts.row[at]), "service") == "login_duo"
     return found
