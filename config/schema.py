@@ -33,6 +33,7 @@ DetectorName = Literal[
     "rotation",
     "distributed_brute_force",
     "credential_stuffing",
+    "mfa_fatigue",
     "compromise",
     "allowlist",
     "port_scan",

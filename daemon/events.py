@@ -54,10 +54,11 @@ class Outcome(IntEnum):
     DISCONNECT = 5  # the peer left, or was sent away, before it had authenticated
     SESSION_OPENED = 6
     SESSION_CLOSED = 7
+    FACTOR_DENIED = 8  # a second factor was asked for and was denied, was wrong or ran out
 
     @property
     def label(self) -> str:
-        return "failure" if self is Outcome.PAM_FAILURE else self.name.lower()
+        return "failure" if self in (Outcome.PAM_FAILURE, Outcome.FACTOR_DENIED) else self.name.lower()
 
 
 class Provenance(IntEnum):

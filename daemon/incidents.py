@@ -28,6 +28,7 @@ TITLES = {
     "distributed_brute_force": "Distributed guessing of one account",
     "credential_stuffing": "Credential stuffing",
     "account_compromise": "Account compromised: login succeeded after guessing",
+    "mfa_fatigue": "Second factor asked for again and again",
     "off_allowlist_ingress": "Connection from outside the allow-list",
     "off_allowlist_egress": "Connection to an address off the allow-list",
     "port_scan": "Port scan",

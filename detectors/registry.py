@@ -18,6 +18,7 @@ from .login.brute_force import BruteForce
 from .login.compromise import Compromise
 from .login.credential_stuffing import CredentialStuffing
 from .login.distributed_brute_force import DistributedBruteForce
+from .login.mfa_fatigue import MfaFatigue
 from .login.password_spray import PasswordSpray
 from .login.rotation import Rotation
 from .network.allowlist import AllowList, AllowRule
@@ -35,6 +36,7 @@ SOURCE_DETECTORS: dict[str, Callable[..., Any]] = {
 SITE_DETECTORS: dict[str, Callable[..., Any]] = {
     "distributed_brute_force": DistributedBruteForce,
     "credential_stuffing": CredentialStuffing,
+    "mfa_fatigue": MfaFatigue,
 }
 """Those that follow many sources at once, an account's or all: the same, once it is known who is convicted alone."""
 JUDGING_DETECTORS: dict[str, Callable[..., Any]] = {

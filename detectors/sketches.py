@@ -305,6 +305,84 @@ def count_distinct(
         table[slot, _STRENGTH] = size
 
 
+@cython.cfunc
+@cython.locals(
+    keys="long long[::1]",
+    table="long long[:, ::1]",
+    prompt_keys="long long[::1]",
+    prompt_table="long long[:, ::1]",
+    said="long long[::1]",
+)
+def _join_prompts(
+    kind: cython.int,
+    user: cython.longlong,
+    session: cython.longlong,
+    now: cython.longlong,
+    attempts: cython.longlong,
+    placed: cython.bint,
+    join_ns: cython.longlong,
+    keys: I64,
+    table: I64,
+    prompt_keys: I64,
+    prompt_table: I64,
+    said: I64,
+) -> None:
+    """Joins a denied second factor with sshd's line about the same prompt, where another process wrote it.
+
+    `said` holds weight and denials of the line, and is corrected. Columns from 2 on: session of the newest
+    denial, denials that have been weighed, denials of which nobody has said where they came from.
+    """
+    home: cython.Py_ssize_t = (user & (prompt_keys.shape[0] // _WAYS - 1)) * _WAYS
+    slot: cython.Py_ssize_t
+    place: cython.Py_ssize_t
+    taken: cython.longlong
+    if kind == 8:
+        place = _claim(prompt_keys, prompt_table, home, user, 0, 5)
+    else:
+        place = _find(prompt_keys, home, user)
+        if place < 0:
+            return
+    if now < prompt_table[place, _LAST]:
+        now = prompt_table[place, _LAST]
+    if now - prompt_table[place, _LAST] > join_ns:
+        prompt_table[place, 3] = 0
+        prompt_table[place, 4] = 0
+    if kind == 8:
+        prompt_table[place, _LAST] = now
+        prompt_table[place, 2] = session
+        if placed:
+            prompt_table[place, 3] += attempts
+            taken = said[1] - attempts
+        else:
+            taken = -attempts
+    elif said[1] > 0:
+        taken = said[1]
+        if prompt_table[place, 2] == session:
+            prompt_table[place, 3] = 0
+    elif session != 0 and prompt_table[place, 2] == session:
+        prompt_table[place, 3] = 0
+        return
+    elif kind == 4:
+        said[0] -= prompt_table[place, 3]
+        prompt_table[place, 3] = 0
+        taken = prompt_table[place, 4]
+        if taken > attempts:
+            taken = attempts
+        said[1] = taken
+        if said[0] < taken:
+            said[0] = taken
+        session = prompt_table[place, 2]
+        if taken > 0 and session != 0:
+            slot = _find(keys, (session & (keys.shape[0] // _WAYS - 1)) * _WAYS, session)
+            if slot >= 0 and table[slot, 9] - table[slot, 10] >= taken:
+                table[slot, 10] += taken
+    else:
+        return
+    prompt_table[place, 4] -= taken
+    if prompt_table[place, 4] < 0:
+        prompt_table[place, 4] = 0
+
+
 @cython.locals(
     home="const long long[::1]",
     sessions="const long long[::1]",
@@ -315,8 +393,11 @@ def count_distinct(
     users="const long long[::1]",
     keys="long long[::1]",
     table="long long[:, ::1]",
-    weights="long long[::1]",
-    named="long long[::1]",
+    prompt_keys="long long[::1]",
+    prompt_table="long long[:, ::1]",
+    prompted="long long[::1]",
+    said="long long[::1]",
+    out="long long[:, ::1]",
 )
 def weigh_lines(
     home: I64,
@@ -327,15 +408,21 @@ def weigh_lines(
     placed: U8,
     users: I64,
     idle_ns: cython.longlong,
+    join_ns: cython.longlong,
     keys: I64,
     table: I64,
-    weights: I64,
-    named: I64,
+    prompt_keys: I64,
+    prompt_table: I64,
+    prompted: I64,
+    said: I64,
+    out: I64,
 ) -> None:
-    """Attempts that each line adds to its session, and the user that the session last named.
+    """What each line adds to its session; `out` columns: attempts, user that the session last named, denied
+    second factors among the attempts.
 
     `kinds` are `Outcome`s, with 32 for a key that was offered and refused. Columns from 2 on: failures, PAM's
-    failures, 1 after an invalid user, 1 after a refused key, 1 after a success, attempts given out, user.
+    failures, 1 after an invalid user, 1 after a refused key, 1 after a success, attempts given out, user,
+    denied second factors, those given out. `prompted`: when the newest second factor was denied.
     """
     i: cython.Py_ssize_t
     slot: cython.Py_ssize_t
@@ -345,49 +432,74 @@ def weigh_lines(
     kind: cython.int
     for i in range(sessions.shape[0]):
         kind = kinds[i]
-        named[i] = users[i]
+        out[i, 1] = users[i]
         if sessions[i] == 0:
-            if placed[i] and (kind == 2 or kind == 4):
-                weights[i] = attempts[i]
+            if placed[i] and (kind == 2 or kind == 4 or kind == 8):
+                out[i, 0] = attempts[i]
+                if kind == 8:
+                    out[i, 2] = attempts[i]
             elif placed[i] and kind == 3:
-                weights[i] = 1
-            continue
-        if kind == 2 or kind == 3 or kind == 4 or kind == 32:
-            slot = _claim(keys, table, home[i], sessions[i], idle_ns, table.shape[1])
+                out[i, 0] = 1
         else:
-            slot = _find(keys, home[i], sessions[i])
-            if slot < 0:
-                continue
-        now = time_ns[i]
-        if now < table[slot, _LAST]:
-            now = table[slot, _LAST]
-        if now - table[slot, _LAST] > idle_ns:
-            for column in range(2, table.shape[1]):
-                table[slot, column] = 0
-        table[slot, _LAST] = now
-        if users[i] != 0:
-            table[slot, 8] = users[i]
-        named[i] = table[slot, 8]
-        if kind == 2:
-            table[slot, 2] += attempts[i]
-        elif kind == 4:
-            table[slot, 3] += attempts[i]
-        elif kind == 3:
-            table[slot, 4] = 1
-        elif kind == 32:
-            table[slot, 5] = 1
-        elif kind == 1:
-            table[slot, 6] = 1
-        if placed[i] and kind != 1:
-            told = table[slot, 2]
-            if table[slot, 3] > told:
-                told = table[slot, 3]
-            if told == 0 and (table[slot, 4] or (kind == 5 and table[slot, 5] and not table[slot, 6])):
-                told = 1
-            if told > table[slot, 7]:
-                weights[i] = told - table[slot, 7]
-                table[slot, 7] = told
-                table[slot, _STRENGTH] = told
+            if kind == 2 or kind == 3 or kind == 4 or kind == 8 or kind == 32:
+                slot = _claim(keys, table, home[i], sessions[i], idle_ns, table.shape[1])
+            else:
+                slot = _find(keys, home[i], sessions[i])
+                if slot < 0:
+                    continue
+            now = time_ns[i]
+            if now < table[slot, _LAST]:
+                now = table[slot, _LAST]
+            if now - table[slot, _LAST] > idle_ns:
+                for column in range(2, table.shape[1]):
+                    table[slot, column] = 0
+            table[slot, _LAST] = now
+            if users[i] != 0:
+                table[slot, 8] = users[i]
+            out[i, 1] = table[slot, 8]
+            if kind == 2:
+                table[slot, 2] += attempts[i]
+            elif kind == 4:
+                table[slot, 3] += attempts[i]
+            elif kind == 8:
+                table[slot, 9] += attempts[i]
+            elif kind == 3:
+                table[slot, 4] = 1
+            elif kind == 32:
+                table[slot, 5] = 1
+            elif kind == 1:
+                table[slot, 6] = 1
+            if placed[i] and kind != 1:
+                told = table[slot, 2]
+                if table[slot, 3] > told:
+                    told = table[slot, 3]
+                if table[slot, 9] > told:
+                    told = table[slot, 9]
+                if told == 0 and (table[slot, 4] or (kind == 5 and table[slot, 5] and not table[slot, 6])):
+                    told = 1
+                out[i, 2] = table[slot, 9] - table[slot, 10]
+                table[slot, 10] = table[slot, 9]
+                if told - table[slot, 7] > out[i, 2]:
+                    out[i, 0] = told - table[slot, 7]
+                else:
+                    out[i, 0] = out[i, 2]
+                if out[i, 0] > 0:
+                    table[slot, 7] += out[i, 0]
+                    table[slot, _STRENGTH] = table[slot, 7]
+        if kind == 8:
+            if time_ns[i] > prompted[0]:
+                prompted[0] = time_ns[i]
+        elif time_ns[i] - prompted[0] > join_ns or not placed[i] or (kind != 2 and kind != 4 and kind != 5):
+            continue
+        if out[i, 1] != 0:
+            said[0] = out[i, 0]
+            said[1] = out[i, 2]
+            _join_prompts(
+                kind, out[i, 1], sessions[i], time_ns[i], attempts[i], placed[i], join_ns, keys, table,
+                prompt_keys, prompt_table, said,
+            )  # fmt: skip
+            out[i, 0] = said[0]
+            out[i, 2] = said[1]
 
 
 @cython.locals(

@@ -179,34 +179,52 @@ class Sessions:
     and a line weighs what it adds to that. A key that was offered and refused weighs nothing, since a client
     offers all it has; the session weighs 1 when it ends with nothing but refused keys. Lines without a session
     stand each for itself. A session ends after `idle_ns` without lines.
+
+    A denied second factor is an attempt as PAM's failures are, of which it is said beside that it was one. sshd
+    asks PAM in a process of its own (OpenSSH, auth-pam.c: `sshpam_init_ctx()`), so what a module and what sshd
+    write of the same prompt can be of two sessions: they are joined by the user, within `join_ns`.
+
+    Parameters: `capacity` (sessions), `prompts` (users with a denied second factor).
     """
 
-    def __init__(self, capacity: int = 16384, idle_ns: int = 600 * 10**9) -> None:
-        self._idle_ns = idle_ns
-        self._table = Table(capacity, 9, idle_ns)
+    def __init__(
+        self,
+        capacity: int = 16384,
+        idle_ns: int = 600 * 10**9,
+        prompts: int = 4096,
+        join_ns: int = 30 * 10**9,
+    ) -> None:
+        self._idle_ns, self._join_ns = idle_ns, join_ns
+        self._table = Table(capacity, 11, idle_ns)
+        self._prompts = Table(prompts, 5, 0)
+        self._prompted: I64 = np.zeros(1, np.int64)
 
     def update(
         self, sessions: U64, time_ns: I64, kinds: U8, attempts: I64, placed: U8, users: U64
-    ) -> tuple[I64, U64]:
-        """(weight `int64[n]`, user `uint64[n]`: that of the line, else the last one of its session).
+    ) -> tuple[I64, U64, I64]:
+        """(weight `int64[n]`, user `uint64[n]`: that of the line, else the last one of its session, denied second
+        factors `int64[n]` that the weight stands for: never more than it).
 
         `kinds` are `Outcome`s and `REFUSED_KEY`; `placed` is 1 where the line has a client's address: lines
         without one weigh nothing, and what they tell is given to the next line of the session that has one.
         """
-        weights: I64 = np.zeros(len(sessions), np.int64)
-        named: I64 = np.zeros(len(sessions), np.int64)
-        table = self._table
+        out: I64 = np.zeros((len(sessions), 3), np.int64)
+        table, prompts = self._table, self._prompts
         sketches.weigh_lines(
-            table.home(sessions), sessions.view(np.int64), time_ns, kinds, attempts, placed,
-            users.view(np.int64), self._idle_ns, table.keys, table.rows, weights, named,
+            table.home(sessions), sessions.view(np.int64), time_ns, kinds, attempts, placed, users.view(np.int64),
+            self._idle_ns, self._join_ns, table.keys, table.rows, prompts.keys, prompts.rows, self._prompted,
+            np.zeros(2, np.int64), out,
         )  # fmt: skip
-        return weights, named.view(np.uint64)
+        weights, users, denied = np.ascontiguousarray(out.T)
+        return weights, users.view(np.uint64), denied
 
     def save(self) -> dict[str, Any]:
-        return self._table.save()
+        return {**self._table.save(), "prompts": self._prompts.save(), "prompted": self._prompted.copy()}
 
     def load(self, state: dict[str, Any]) -> None:
         self._table.load(state)
+        self._prompts.load(state["prompts"])
+        self._prompted[:] = state["prompted"]
 
 
 REFUSED_KEY = 32

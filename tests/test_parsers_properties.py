@@ -67,6 +67,20 @@ def columns_of(batch: AuthBatch) -> list[tuple[object, ...]]:
     ]
 
 
+@few
+@given(name=names, ending=st.sampled_from([b"", b": Login request denied."]))
+@example(name=b"x' from 192.0.2.1: denied", ending=b"")
+def test_a_user_in_quotes_is_taken_whole_or_not_at_all(name: bytes, ending: bytes) -> None:
+    for said in (b"Failed", b"Successful", b"Aborted"):
+        line = PREFIX + said + b" Duo login for '" + name + b"' from 203.0.113.7" + ending
+        events = make_parser("sshd", OPTIONS).parse(line).events
+        assert events.source_of(0) in ("", "203.0.113.7")
+        start, end = events.spans[0, 1].tolist()
+        assert start < 0 or line[start:end] == name
+        if name and b"'" not in name:
+            assert events.source_of(0) == "203.0.113.7" and start >= 0
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @few
 @given(name=names)

@@ -137,7 +137,7 @@ def test_key_nothing_is_skipped() -> None:
 
 def test_a_session_that_is_silent_for_long_is_another_one() -> None:
     sessions = Sessions(64, idle_ns=600 * NS_PER_S)
-    weights, _ = sessions.update(
+    weights, *_ = sessions.update(
         spread([1, 1, 1]), times([0, 1, 1000]), np.array([2, 4, 4], np.uint8), np.ones(3, np.int64),
         np.ones(3, np.uint8), spread([0, 0, 0]),
     )  # fmt: skip
@@ -145,7 +145,7 @@ def test_a_session_that_is_silent_for_long_is_another_one() -> None:
 
 
 def test_a_line_without_a_user_has_that_of_its_session() -> None:
-    _, users = Sessions(64).update(
+    _, users, _ = Sessions(64).update(
         spread([1, 1]), times([0, 1]), np.array([3, 4], np.uint8), np.ones(2, np.int64), np.ones(2, np.uint8),
         np.array([7, 0], np.uint64),
     )  # fmt: skip
@@ -243,7 +243,7 @@ def everything(seed: int) -> list[Any]:
         when - 300 * NS_PER_S,
         np.stack([weights] * 2, 1),
     )
-    kinds = rng.choice(np.array([1, 2, 3, 4, 5, 32], np.uint8), n)
+    kinds = rng.choice(np.array([1, 2, 3, 4, 5, 8, 32], np.uint8), n)
     return [
         windows.update(keys, when, weights),
         distinct.update(keys, items, when, rng.integers(-1, 5, n).astype(np.int8)),

@@ -41,6 +41,7 @@ class Attempts:
     pair: U64  # key of user and source; 0 where the user is unknown
     success: Bool
     failures: I64  # failed attempts that the line adds; 0 for a success
+    denied: I64  # how many of these were a second factor that was denied, was wrong or ran out
     weight: I64  # the same once history is known; below 0 a success takes failures back (see `History`)
     pending: I64  # failures of this user from this source since its last success, before this event
     first_success_ns: I64  # of this user from this source, before this event; 0 = none
@@ -183,6 +184,7 @@ class AttemptStage:
 
     def update(self, batch: AuthBatch) -> Attempts:
         said = (batch.outcome >= Outcome.SUCCESS) & (batch.outcome <= Outcome.DISCONNECT)
+        said |= batch.outcome == Outcome.FACTOR_DENIED
         row = np.flatnonzero(said)
         kind = batch.outcome[row]
         time_ns = np.clip(batch.time_ns[row], _EARLIEST_NS, _LATEST_NS)
@@ -191,7 +193,7 @@ class AttemptStage:
         # A gateway's request is its key's; a login is its user's, whatever key was shown.
         keyed = (batch.key[row] != 0) & (batch.status[row] != 0)
         user = np.where(keyed, batch.key[row], batch.user[row])
-        failures, user = self._sessions.update(
+        failures, user, denied = self._sessions.update(
             batch.session[row],
             time_ns,
             np.where(_offered_key(batch, row, kind), np.uint8(REFUSED_KEY), kind),
@@ -202,7 +204,7 @@ class AttemptStage:
         success = kind == Outcome.SUCCESS
         kept = np.flatnonzero(placed & (success | (failures > 0)))
         row, time_ns, user, success, keyed = row[kept], time_ns[kept], user[kept], success[kept], keyed[kept]
-        failures = np.minimum(failures[kept], MOST_WEIGHT)
+        failures, denied = np.minimum(failures[kept], MOST_WEIGHT), np.minimum(denied[kept], MOST_WEIGHT)
         client, family = batch.client.take(row, axis=0), batch.client_family[row]
         source = self._networks.keys(client, family)
         pair = np.where(user == 0, np.uint64(0), join_keys(source, user))
@@ -254,6 +256,7 @@ class AttemptStage:
             pair=pair,
             success=success,
             failures=failures,
+            denied=denied,
             weight=weight,
             pending=pending,
             first_success_ns=first_success_ns,

@@ -51,6 +51,8 @@ CLIENT = cython.declare(cython.int, 18)  # USER] ... LOGIN: Client "ADDRESS"
 DROP = cython.declare(cython.int, 19)  # N from [ADDRESS]:PORT, and then anything
 ROOT_LOGIN = cython.declare(cython.int, 21)  # the prefix is `ROOT LOGIN`
 MORE = cython.declare(cython.int, 20)  # N more authentication failures; logname=... as PAM
+DUO = cython.declare(cython.int, 22)  # USER'[ from ADDRESS][: anything]
+CODE = cython.declare(cython.int, 23)  # USER, of the PAM module that speaks
 
 KINDS = {
     "nothing": NOTHING,
@@ -75,12 +77,15 @@ KINDS = {
     "drop": DROP,
     "more": MORE,
     "root_login": ROOT_LOGIN,
+    "duo": DUO,
+    "code": CODE,
 }
 
 OTHER = cython.declare(cython.int, 0)
 SUCCESS = cython.declare(cython.int, 1)
 FAILURE = cython.declare(cython.int, 2)
 INVALID_USER = cython.declare(cython.int, 3)
+PAM_FAILURE = cython.declare(cython.int, 4)
 
 USER_TEXT = cython.declare(cython.int, 1)
 SERVICE_TEXT = cython.declare(cython.int, 2)
@@ -90,6 +95,7 @@ HOST_TEXT = cython.declare(cython.int, 5)
 PATH_TEXT = cython.declare(cython.int, 6)
 
 SSHD_PROGRAM = cython.declare(cython.int, 1)
+FACTOR_PROGRAM = cython.declare(cython.int, 10)
 MOST = cython.declare(cython.longlong, 0xFFFFFFFF)
 SLOTS = cython.declare(cython.int, 32)
 PREAUTH_ONLY = cython.declare(cython.int, 16)
@@ -97,6 +103,9 @@ PREAUTH_ONLY = cython.declare(cython.int, 16)
 
 LONG_MESSAGE = cython.declare(cython.int, 1000)
 """sshd cuts a message at 1,023 bytes (log.c, MSGBUFSIZ): from about here on the end may not be the end."""
+
+LONG_DUO = cython.declare(cython.int, 500)
+"""Duo cuts a message at 511 bytes (duo_unix, util.c: `duo_log()`)."""
 
 
 @cython.cfunc
@@ -433,6 +442,9 @@ class Scanner:
     hour_key: cython.longlong
     hour_ns: cython.longlong
     host_hash: cython.ulonglong
+    sshd_hash: cython.ulonglong
+    module_from: cython.Py_ssize_t
+    module_to: cython.Py_ssize_t
     host_from: cython.Py_ssize_t
     host_to: cython.Py_ssize_t
     time: cython.longlong
@@ -474,6 +486,7 @@ class Scanner:
     ) -> None:
         self.k0 = int.from_bytes(key[:8], "little")
         self.k1 = int.from_bytes(key[8:16], "little")
+        self.sshd_hash = _siphash(self.k0, self.k1, b"sshd", 0, 4)
         self.clock = clock
         self.programs = programs
         self.pam_class, self.login = classes
@@ -757,6 +770,7 @@ class Scanner:
         self.method_from = -1
         self.key_from = -1
         self.program_from = -1
+        self.module_from = -1
         self.service = 0
         self.session = 0
         self.hosted = False
@@ -851,11 +865,13 @@ class Scanner:
         if program == 0:
             return timed
         if pid_to > pid_from:
-            self._join(pid_from, pid_to)
+            self._join(program, pid_from, pid_to)
         i += 1
         if i < end and p[i] == 32:
             i += 1
         if module_from > 0:
+            self.module_from = module_from
+            self.module_to = module_to
             return self._shape(self.pam_class, i, end) or self._quiet(module_from, module_to)
         return self._message(program, i, end)
 
@@ -893,7 +909,7 @@ class Scanner:
         if program == 0 or i >= end:
             return i <= end
         if pid_to > pid_from and p[pid_from] != 45:
-            self._join(pid_from, pid_to)
+            self._join(program, pid_from, pid_to)
         if p[i] != 32:
             return False
         i += 1
@@ -903,10 +919,14 @@ class Scanner:
 
     @cython.cfunc
     @cython.exceptval(check=False)
-    def _join(self, start: cython.Py_ssize_t, end: cython.Py_ssize_t) -> cython.void:
-        """Give the row the session of its host, program and process, whose number is p[start:end]."""
+    def _join(self, program: cython.int, start: cython.Py_ssize_t, end: cython.Py_ssize_t) -> cython.void:
+        """Give the row the session of its host, program and process, whose number is p[start:end].
+
+        A second factor that writes under a name of its own is part of sshd's process.
+        """
         host: cython.ulonglong = self.host_hash if self.hosted else 0
-        self.session = _siphash(self.k0 ^ host, self.k1 ^ self.service, self.p, start, end)
+        name: cython.ulonglong = self.sshd_hash if program == FACTOR_PROGRAM else self.service
+        self.session = _siphash(self.k0 ^ host, self.k1 ^ name, self.p, start, end)
 
     @cython.cfunc
     @cython.exceptval(-1)
@@ -945,6 +965,8 @@ class Scanner:
             if count < end and p[count] == 40:
                 if not _starts(p, i, end, b"): "):
                     return False
+                self.module_from = start
+                self.module_to = count
                 return self._shape(self.pam_class, i + 3, end) or self._quiet(start, count)
         if program == SSHD_PROGRAM:
             if _ends(p, start, end, b" [preauth]"):
@@ -1277,6 +1299,56 @@ class Scanner:
 
     @cython.cfunc
     @cython.exceptval(check=False)
+    def _module(self, start: cython.Py_ssize_t, end: cython.Py_ssize_t) -> cython.void:
+        """Take the PAM module that speaks as the method, without its `pam_`."""
+        if self.module_from >= 0:
+            self.method_from = self.module_from
+            self.method_to = self.module_to
+            if _starts(self.p, self.module_from, self.module_to, b"pam_"):
+                self.method_from += 4
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
+    def _duo(self, start: cython.Py_ssize_t, end: cython.Py_ssize_t) -> cython.bint:
+        """`USER'[ from ADDRESS][: REASON]`, behind `Duo login for '`.
+
+        USER can hold all of it, and REASON is the service's: user and address are believed only if there is one
+        place for them, and no address where it may have been cut short.
+        """
+        p: cython.p_const_uchar = self.p
+        i: cython.Py_ssize_t = _find(p, start, end, b"' from ")
+        stop: cython.Py_ssize_t
+        self.method_from = start - 15
+        self.method_to = start - 12
+        if self.module_from >= 0:
+            self.method_from = self.module_from
+            self.method_to = self.module_to
+        elif self.program_to - self.program_from > 4:
+            self.method_from = self.program_from
+            self.method_to = self.program_to
+        if self.outcome == PAM_FAILURE and _ends(p, start, end, b": Error gathering user response"):
+            self.outcome = OTHER
+        if i < 0:
+            i = _find(p, start, end, b"': ")
+            if i < 0 and p[end - 1] == 39:
+                i = end - 1
+            if i >= start and _find(p, i + 1, end, b"': ") < 0:
+                self._user(start, i)
+            return True
+        if _find(p, i + 1, end, b"' from ") >= 0:
+            return True
+        self._user(start, i)
+        i += 7
+        stop = _space(p, i, end)
+        if stop < end:
+            if p[stop - 1] == 58:
+                self._address(i, stop - 1)
+        elif end - start < LONG_DUO - 26:
+            self._address(i, stop)
+        return True
+
+    @cython.cfunc
+    @cython.exceptval(check=False)
     def _fields(self, kind: cython.int, start: cython.Py_ssize_t, end: cython.Py_ssize_t) -> cython.bint:
         """Take the fields of a message whose prefix ends at `start`; whether it has the form that `kind` says."""
         p: cython.p_const_uchar = self.p
@@ -1336,9 +1408,13 @@ class Scanner:
             self.count *= count
             return self._pam(i, end)
         if kind == NOT_ALLOWED:
-            end = _find_last(p, start, end, b" not allowed because ")
-            if end < 0:
-                return False
+            i = _find_last(p, start, end, b" not allowed because ")
+            if i < 0:
+                if not _ends(p, start, end, b" bypassed Duo 2FA due to user's UNIX group"):
+                    return False
+                self.outcome = OTHER
+                return self._user(start, end - 42)
+            end = i
             if self._tail(start, end, False):
                 self._address(self.tail_address, self.tail_end)
                 end = self.tail_from
@@ -1392,6 +1468,11 @@ class Scanner:
             return True
         if kind == ROOT_LOGIN:
             return self._user(start - 10, start - 6)
+        if kind == DUO:
+            return self._duo(start, end)
+        if kind == CODE:
+            self._module(start, end)
+            return self._user(start, end)
         return False
 
     def syslog(

@@ -15,9 +15,9 @@ from .clock import NO_TIME, Clock, zone_of
 from .common import Parsed, ParserOptions
 from .scan import KINDS, Scanner, count_lines
 
-SSHD, PAM, SUDO, SU, LOGIN, FTPD, LOGIND, KLOGIND, SPEAKS_PAM = range(1, 10)
+SSHD, PAM, SUDO, SU, LOGIN, FTPD, LOGIND, KLOGIND, SPEAKS_PAM, FACTOR = range(1, 11)
 
-STRICT = bytes((0, 1, 1, 1, 0, 0, 0, 0, 0, 0))
+STRICT = bytes((0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0))
 """By class: whether a message of no known shape is reported as not understood; sshd's errors are not."""
 
 PROGRAMS: dict[bytes, int] = {
@@ -28,6 +28,7 @@ PROGRAMS: dict[bytes, int] = {
     **dict.fromkeys((b"ftpd", b"in.ftpd", b"vsftpd", b"proftpd", b"pure-ftpd"), FTPD),
     b"systemd-logind": LOGIND,
     **dict.fromkeys((b"klogind", b"kshd"), KLOGIND),
+    **dict.fromkeys((b"pam_duo", b"login_duo"), FACTOR),
     **dict.fromkeys(
         (
             b"CRON", b"cron", b"crond", b"CROND", b"atd", b"systemd", b"auth", b"dovecot", b"saslauthd", b"imapd",
@@ -48,6 +49,7 @@ QUIET_MODULES = frozenset(
         b"pam_gnome_keyring", b"pam_kwallet", b"pam_kwallet5", b"pam_succeed_if", b"pam_console", b"pam_stack",
         b"pam_namespace", b"pam_xauth", b"pam_apparmor", b"pam_cap", b"pam_group", b"pam_ecryptfs", b"pam_ck_connector",
         b"pam_localuser", b"pam_nologin", b"pam_time", b"pam_tty_audit", b"pam_rootok", b"pam_wheel",
+        b"pam_google_authenticator",
     )
 )  # fmt: skip
 
@@ -60,6 +62,7 @@ PAM_ERRORS = (
     (b"Authentication failed", Outcome.PAM_FAILURE),
     (b"User not known to the underlying authentication module", Outcome.PAM_FAILURE),
     (b"Permission denied", Outcome.PAM_FAILURE),
+    (b"Have exhausted maximum number of retries for service", Outcome.PAM_FAILURE),
     (b"User account has expired", Outcome.OTHER),
     (b"Authentication token expired", Outcome.OTHER),
 )
@@ -81,7 +84,10 @@ SSHD_QUIET = (
     "session |srclimit_|ssh_|subsystem request |syslogin_|trusted user CA |userauth_|"
     "Protocol |Forwarding |Forced command|Remote |Client |Set |Disabling |Login |Public key |Killing |"
     "Ignoring |Ignored |Setting |Starting |Executing |Maximum |Refusing |No |Key |auth_|krb5|sent |"
-    "using hostname |warning: |no hostkey|Postmortem |channel |pam_|sshd: "
+    "using hostname |warning: |no hostkey|Postmortem |channel |pam_|sshd: |"
+    "starting Duo Unix: |Loading config file |Presenting GECOS-derived Duo username|Empty GECOS field|"
+    "Couldn't open |Missing host, ikey, or skey in |Parse error in |All configured groups are negated|"
+    "TLS certificate verification is disabled|fallback_local_ip is "
 )
 PAM_QUIET = (
     "check pass; user |auth could not identify password for |conversation failed|service(|"
@@ -97,6 +103,21 @@ PAM_QUIET = (
 def _quiet(program: int, prefixes: str) -> list[tuple[int, bytes, str, int]]:
     return [(program, prefix.encode(), "nothing", Outcome.OTHER) for prefix in prefixes.split("|")]
 
+
+FACTORS: tuple[tuple[bytes, str, int], ...] = (
+    (b"Failed Duo login for '", "duo", Outcome.FACTOR_DENIED),
+    (b"Successful Duo login for '", "duo", Outcome.OTHER),
+    (b"Aborted Duo login for '", "duo", Outcome.PAM_FAILURE),
+    (b"Skipped Duo login for '", "duo", Outcome.OTHER),
+    (b"Failsafe Duo login for '", "duo", Outcome.OTHER),
+    (b"Failsecure Duo login for '", "duo", Outcome.OTHER),
+    (b"Error in Duo login for '", "duo", Outcome.OTHER),
+)
+"""What Duo says of a prompt (duo_unix, pam_duo.c and login_duo.c: `duo_log()`).
+
+`Failed` is a prompt that was denied, or ran out, or a wrong passcode, one line each. `Aborted` is one that Duo would
+not send. The login itself is told by sshd. The name before it can be sshd's, whose process loads the module.
+"""
 
 SHAPES: tuple[tuple[int, bytes, str, int], ...] = (
     (SSHD, b"Failed ", "attempt", Outcome.FAILURE),
@@ -145,11 +166,14 @@ SHAPES: tuple[tuple[int, bytes, str, int], ...] = (
     (SSHD, b"ROOT LOGIN REFUSED FROM ", "address", Outcome.PAM_FAILURE),
     (SSHD, b"refused connect from ", "address", Outcome.DISCONNECT),
     (SSHD, b"Connection from ", "address", Outcome.OTHER),
+    *((program, *shape) for program in (SSHD, PAM, FACTOR) for shape in FACTORS),
     *_quiet(SSHD, SSHD_QUIET),
     (PAM, b"authentication failure; ", "pam", Outcome.PAM_FAILURE),
     *((PAM, b"%d" % digit, "more", Outcome.PAM_FAILURE) for digit in range(1, 10)),
     (PAM, b"session opened for user ", "session", Outcome.SESSION_OPENED),
     (PAM, b"session closed for user ", "session", Outcome.SESSION_CLOSED),
+    (PAM, b"Invalid verification code for ", "code", Outcome.FACTOR_DENIED),
+    (PAM, b"Accepted google_authenticator for ", "code", Outcome.OTHER),
     *_quiet(PAM, PAM_QUIET),
     (SUDO, b"", "sudo", Outcome.OTHER),
     (SU, b"FAILED SU (to ", "su_to", Outcome.FAILURE),
