@@ -23,6 +23,7 @@ from ..detectors.finding import Finding
 from ..playbooks.engine import Engine
 from . import recovery
 from .assembly import build_correlator, build_detection, parser_options, provenance_of
+from .benign import LONGEST_S, Benign, BenignList
 from .collectors.shared import PacketSource
 from .control import serve_commands
 from .detection import Detection
@@ -32,6 +33,7 @@ from .events import NS_PER_S, rfc3339
 from .feeds import Feed, JournalFeed, LogFeed, Reading
 from .incidents import MOST_OPEN, Change, Incident, action_document
 from .link import EnforcerLink
+from .masking import Mask
 from .news import News
 from .parts import Parts
 from .response import Responder
@@ -60,6 +62,8 @@ class Analyser:
         self._detection = self._make_detection()
         self._correlator = build_correlator(parts.config, parts.rails)
         self._correlator.recall = self._recall
+        self._correlator.mask = Mask(self._hash_key, lambda name: self._detection.knows_user(name))
+        self._correlator.benign = self._benign = BenignList(recovery.exceptions(self.store, parts.say))
         self._engine = Engine(parts.playbooks)
         self._responder = Responder(
             self._engine,
@@ -248,6 +252,8 @@ class Analyser:
             with self.store.transaction():
                 if note is not None and not self._unnoted:
                     self.store.note_batch(*note)
+                for exception in self._benign.changed():
+                    self.store.save_exception(exception.state())
                 for change in telling:
                     actions += self._save(change.incident, tell=True)
         except StoreError as error:
@@ -258,6 +264,7 @@ class Analyser:
                     self._untold[change.incident.id] = change.incident
             self._complain(error)
             return
+        self._benign.saved()
         if not telling:
             return
         for change in telling:
@@ -382,6 +389,7 @@ class Analyser:
                     next_prune = now + PRUNE_S
                     kept_ns = self.parts.config.store.retention_days * DAY_NS
                     self.store.prune(time.time_ns() - kept_ns, self.parts.config.sinks)
+                    self._benign.forget(time.time_ns() - kept_ns)
                 self._tell_what_rests()
                 self._try_waiting()
                 self._responder.retry_failed()
@@ -440,30 +448,72 @@ class Analyser:
         }
 
     def _command(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Answers the command line: `acknowledge`, `close`, `health`, `standing`."""
+        """Answers the command line: `acknowledge`, `close`, `remove_exception`, `health`, `standing`."""
         match request.get("do"):
             case "standing":
                 return self._standing(request)
             case "health":
                 return {"ok": True, **self.health()}
             case "acknowledge" | "close" as what:
-                incident, note = str(request.get("incident", "")), str(request.get("note", ""))[:1000]
-                status = "acknowledged" if what == "acknowledge" else "closed"
-                with self.store.transaction():
-                    if not self.store.set_status(incident, status, note):
-                        return {"ok": False, "error": f"no incident {incident}"}
-                    self.store.add_to_outbox(
-                        f"{incident}:{status}:{time.time_ns()}",
-                        {"event": "status", "id": incident, "status": status, "note": note},
-                        time.time_ns(),
-                    )
-                self._correlator.set_closed(incident, status == "closed")
-                if status == "closed":
-                    self._responder.forget(incident)
-                self._outbox.notify()
-                return {"ok": True, "incident": incident, "status": status}
+                return self._set_status(request, "acknowledged" if what == "acknowledge" else "closed")
+            case "remove_exception":
+                return self._remove_exception(request)
             case other:
                 return {"ok": False, "error": f"unknown request {json.dumps(other)[:80]}"}
+
+    def _set_status(self, request: Mapping[str, Any], status: str) -> dict[str, Any]:
+        """After a person; closing as benign (`benign_s`: for how long) makes exceptions in the same transaction."""
+        incident, note = str(request.get("incident", "")), str(request.get("note", ""))[:1000]
+        now_ns = time.time_ns()
+        made: list[Benign] = []
+        if status == "closed" and request.get("benign_s") is not None:
+            known = self._correlator.incident(incident) or self._recall(incident)
+            lasting_s = request["benign_s"]
+            if known is None:
+                return {"ok": False, "error": f"no incident {incident}"}
+            if not isinstance(lasting_s, int) or not 1 <= lasting_s <= LONGEST_S:
+                return {"ok": False, "error": f"an exception lasts at most {duration_text(LONGEST_S)}"}
+            try:
+                made = self._benign.closing(known, now_ns, lasting_s, _who(request), note)
+            except ValueError as error:
+                return {"ok": False, "error": str(error)}
+        with self.store.transaction():
+            if not self.store.set_status(incident, status, note):
+                return {"ok": False, "error": f"no incident {incident}"}
+            document: dict[str, Any] = {"event": "status", "id": incident, "status": status, "note": note}
+            if made:
+                document["exceptions"] = [exception.id for exception in made]
+            self.store.add_to_outbox(f"{incident}:{status}:{now_ns}", document, now_ns)
+            for exception in made:
+                self._book_exception(exception, now_ns)
+        self._benign.add(made)
+        self._correlator.set_closed(incident, status == "closed")
+        if status == "closed":
+            self._responder.forget(incident)
+        self._publish()
+        return {
+            "ok": True,
+            "incident": incident,
+            "status": status,
+            "exceptions": [e.document(self._correlator.mask, now_ns) for e in made],
+        }
+
+    def _remove_exception(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        now_ns = time.time_ns()
+        removed = self._benign.removing(str(request.get("exception", "")), now_ns, _who(request))
+        if removed is None:
+            return {"ok": False, "error": "there is no such exception in force"}
+        with self.store.transaction():
+            self._book_exception(removed, now_ns)
+        self._benign.add([removed])
+        self._publish()
+        return {"ok": True, "exception": removed.document(self._correlator.mask, now_ns)}
+
+    def _book_exception(self, exception: Benign, now_ns: int) -> None:
+        """An exception made or removed, for the store and every sink. Call it inside a transaction."""
+        self.store.save_exception(exception.state())
+        document = {"event": "exception", **exception.document(self._correlator.mask, now_ns)}
+        self.store.add_to_outbox(f"{exception.id}:{document['state']}", document, now_ns)
 
     def _standing(self, request: Mapping[str, Any]) -> dict[str, Any]:
         incidents = request.get("incidents")
@@ -480,6 +530,11 @@ class Analyser:
         except (ValueError, sqlite3.Error) as error:
             return {"ok": False, "error": str(error)}
         return {"ok": True, "standing": [s._asdict() for s in found]}
+
+
+def _who(request: Mapping[str, Any]) -> str:
+    """Who asks, as the command says: only root and the same user are served, so this is for the books."""
+    return "".join(c for c in str(request.get("by", ""))[:64] if c.isprintable()) or "unknown"
 
 
 async def _receive(control: socket.socket) -> tuple[bytes, list[int]]:

@@ -18,11 +18,14 @@ from ..detectors.network.allowlist import AllowRule
 from ..detectors.registry import FLOW_DETECTORS, login_detectors, network_detectors
 from ..detectors.standing import Standing
 from .collectors.flows import FlowTable
-from .events import NS_PER_S, AuthBatch, Direction, FlowBatch, FlowState, address_columns
+from .collectors.parsers.scan import keyed_hash
+from .events import NS_PER_S, AuthBatch, Direction, FlowBatch, FlowState, Outcome, address_columns
 from .incidents import CRITICALITY
 
 MOST_HANDSHAKES = 65_536
 """Of how many sources a completed handshake is remembered, for corroboration."""
+MOST_USERS = 65_536
+"""Of how many names it is remembered that somebody has logged in by them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,8 @@ class Detection:
         self._network = network_detectors(of_flows, settings.ingress, settings.egress, hash_key)
         self._table = FlowTable(settings.local, capacity=settings.flow_capacity, hash_key=hash_key)
         self._handshakes: OrderedDict[tuple[int, int, int], int] = OrderedDict()
+        self._hash_key = hash_key
+        self._users: dict[int, None] = {}  # hashes of names, the last to log in at the end
         self.auth_events = 0
         self.packets_seen = 0
         self.flows_seen = 0
@@ -74,6 +79,7 @@ class Detection:
             if batch.time_ns.max() > latest:
                 batch = replace(batch, time_ns=np.minimum(batch.time_ns, latest))
         self.auth_events += len(batch)
+        self._remember_users(batch)
         return self._enabled(self._login.update(batch))
 
     def packets(self, packets: Any) -> list[Finding]:
@@ -144,13 +150,30 @@ class Detection:
         while len(self._handshakes) > MOST_HANDSHAKES:
             self._handshakes.popitem(last=False)
 
+    def _remember_users(self, batch: AuthBatch) -> None:
+        rows = np.flatnonzero(batch.outcome == Outcome.SUCCESS)
+        keyed = (batch.key[rows] != 0) & (batch.status[rows] != 0)  # a gateway's request names its key
+        latest_first = np.where(keyed, batch.key[rows], batch.user[rows])[::-1].tolist()
+        for user in reversed(dict.fromkeys(latest_first)):
+            self._users.pop(user, None)
+            self._users[user] = None
+        self._users.pop(0, None)
+        while len(self._users) > MOST_USERS:
+            del self._users[next(iter(self._users))]
+
+    def knows_user(self, name: str) -> bool:
+        """Whether somebody has logged in by a name, as far back as is remembered."""
+        return keyed_hash(name.encode("utf-8", "surrogatepass"), self._hash_key) in self._users
+
     def save(self) -> dict[str, Any]:
         """The state for a snapshot. Flows under way are not in it: their packets cannot be read again."""
-        return {"login": self._login.save(), "network": self._network.save()}
+        users = np.fromiter(self._users, np.uint64, len(self._users))
+        return {"login": self._login.save(), "network": self._network.save(), "users": users}
 
     def load(self, state: Mapping[str, Any]) -> None:
         self._login.load(state["login"])
         self._network.load(state["network"])
+        self._users = dict.fromkeys(np.asarray(state.get("users", ()), np.uint64).tolist())
 
 
 def _handshake_key(family: int, high: int, low: int) -> tuple[int, int, int]:

@@ -1,45 +1,68 @@
 """Incidents: findings that belong together, with a priority and an explanation.
 
 `Correlator` is a pure function of the findings that it is given, in their order: no clock, no input or output.
-Findings join an incident when they share a source network (or, for outgoing traffic, a destination) and the
-last finding that joined it was raised less than the gap before: the moment at which a finding was raised does
-not depend on how its events were divided into batches. An incident grows; its id comes from its first finding.
+Findings join an incident by the keys of joining.py when the last finding that joined it was raised less than the
+gap before: the moment at which a finding was raised does not depend on how its events were divided into batches.
+An incident grows; its id comes from its first finding. What people and sinks see of it is masked (masking.py).
 """
 
 from __future__ import annotations
 
-import ipaddress
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from ..detectors.finding import Finding, finding_id
+from ..detectors.finding import MOST_LISTED, Finding, finding_id
 from .events import NS_PER_S, rfc3339
+from .joining import MOST_JOINED_KEYS, join_keys, network_text
+from .masking import BLIND, Mask
+from .titles import TITLES, title
+
+__all__ = [
+    "CRITICALITY",
+    "DEFAULT_GAP_S",
+    "MOST_FINDINGS",
+    "MOST_OPEN",
+    "PRIORITIES",
+    "TITLES",
+    "Change",
+    "Correlator",
+    "Incident",
+    "action_document",
+    "network_text",
+    "priority_of",
+    "rank",
+]
 
 PRIORITIES = ("critical", "high", "medium", "low", "info")
 CRITICALITY = {"critical": 1.25, "high": 1.1, "normal": 1.0}
+PRIVILEGED = frozenset({"root"})
 DEFAULT_GAP_S = 86_400
 MOST_FINDINGS = 64
-"""The most findings that one incident holds; the strongest and the newest stay."""
-
-TITLES = {
-    "brute_force": "Password guessing",
-    "password_spray": "Password spraying",
-    "distributed_brute_force": "Distributed guessing of one account",
-    "credential_stuffing": "Credential stuffing",
-    "account_compromise": "Account compromised: login succeeded after guessing",
-    "mfa_fatigue": "Second factor asked for again and again",
-    "off_allowlist_ingress": "Connection from outside the allow-list",
-    "off_allowlist_egress": "Connection to an address off the allow-list",
-    "port_scan": "Port scan",
-    "host_sweep": "Host sweep",
-}
+"""The most findings that one incident holds; the first, the strongest and the newest stay."""
 MOST_OPEN = 20_000
 """The most incidents that are held in memory."""
+MOST_GONE = 65_536
+"""Of how many findings it is remembered that their incident went from memory."""
 NO_COUNTS = frozenset({"threshold", "window_s", "port", "source_port", "credit_users"})
 """Figures that do not grow with the evidence."""
-MOST_JOINED_KEYS = 4096
-"""The most join keys of one incident: a botnet's incident cannot grow without bound."""
+STRENGTH = {
+    "account_compromise": 3,
+    "impossible_travel": 2,
+    "mfa_fatigue": 2,
+    "credential_stuffing": 2,
+    "distributed_brute_force": 2,
+}
+"""By kind, which findings stay when an incident has too many; 1 for all others. A finding's own severity may
+grow, and when it is seen to depends on batches."""
+
+RANKS = ("compromise", "privileged or critical", "campaign", "background")
+"""The order in which people should look at incidents: `rank` counts from 1."""
+SCANNING = frozenset({"port_scan", "host_sweep"})
+ACCOUNT_KINDS = frozenset({"distributed_brute_force", "new_access", "impossible_travel", "mfa_fatigue"})
+MOST_AIMED_AT = 3
+"""An incident that names more users than this aims at none of them: every list of names has root in it."""
 
 
 def priority_of(severity: int, confidence: float, criticality: float = 1.0) -> str:
@@ -49,25 +72,6 @@ def priority_of(severity: int, confidence: float, criticality: float = 1.0) -> s
         if score >= least:
             return name
     return "info"
-
-
-def join_keys(finding: Finding) -> list[str]:
-    """What a finding can be joined by. Outgoing traffic is joined by where it goes: its source is ourselves."""
-    keys = [f"{finding.entity_type} {finding.entity}"]
-    if finding.entity_type != "destination":
-        keys += [f"source {network_text(s)}" for s in finding.sources]
-    return list(dict.fromkeys(keys))
-
-
-def network_text(source: str) -> str:
-    """The network by which sources are the same: an IPv4 address, an IPv6 /64."""
-    try:
-        network = ipaddress.ip_network(source, strict=False)
-    except ValueError:
-        return source
-    if isinstance(network, ipaddress.IPv6Network) and network.prefixlen > 64:
-        return str(network.supernet(new_prefix=64))
-    return str(network) if network.num_addresses > 1 else str(network.network_address)
 
 
 class Told(NamedTuple):
@@ -97,6 +101,10 @@ class Incident:
     told: Told = NOTHING_TOLD
     pauses: int = 0  # how often it was told because it had come to rest
     closed: bool = False  # by a person: it may grow, but what is new begins an incident of its own
+    first: str = ""  # the finding that began it
+    factors: dict[str, float] = field(default_factory=dict)  # of CRITICALITY, of findings where it is above 1
+    privileged: frozenset[str] = PRIVILEGED
+    mask: Mask = field(default=BLIND, compare=False, repr=False)
 
     @property
     def lead(self) -> Finding:
@@ -121,6 +129,24 @@ class Incident:
         lead = self.lead
         return priority_of(lead.severity, lead.confidence, self.criticality)
 
+    def reached(self) -> dict[str, int]:
+        """When it first had each priority up to its present one or a graver one, in event time.
+
+        That is when the finding was raised that made it so, or became what it is (`graded_ns`).
+        """
+        found: dict[str, int] = {}
+        severity, confidence, factor = 0, 0.0, 1.0
+        for f in sorted(self.findings.values(), key=lambda f: (graded(f), f.id)):
+            severity, confidence = max((severity, confidence), (f.severity, f.confidence))
+            factor = max(factor, self.factors.get(f.id, 1.0))
+            now = PRIORITIES.index(priority_of(severity, confidence, factor))
+            for priority in reversed(PRIORITIES[now:]):
+                found.setdefault(priority, graded(f))
+        now = PRIORITIES.index(self.priority)
+        for priority in PRIORITIES[now:]:  # by what was aimed at in a finding that it no longer holds
+            found.setdefault(priority, max(found.values()))
+        return {priority: found[priority] for priority in reversed(PRIORITIES[now:])}
+
     @property
     def weight(self) -> int:
         """How much evidence there is: the largest count among the figures of each finding, added up."""
@@ -135,28 +161,14 @@ class Incident:
 
     def title(self) -> str:
         lead = self.lead
-        sources, users, targets = (self.together(n) for n in ("sources", "users", "targets"))
-        what = TITLES.get(lead.kind, lead.kind.replace("_", " ").capitalize())
-        parts = [what]
-        if users and lead.kind == "account_compromise":
-            parts.append(f"of {listed(lead.users or tuple(users))}")
-        if sources:
-            parts.append(f"from {listed(sources)}")
-        many = lead.figures.get("distinct_targets")
-        if many and lead.kind == "host_sweep":
-            parts.append(f"at port {lead.figures.get('port')} of {many} addresses")
-        elif many and lead.kind == "port_scan":
-            hosts = {target.rpartition(":")[0] for target in lead.targets}
-            parts.append(f"at {many} ports of {listed(sorted(hosts))}")
-        elif targets:
-            parts.append(
-                f"to {listed(targets)}" if lead.entity_type == "destination" else f"at {listed(targets)}"
-            )
-        return " ".join(parts)
+        users = lead.users or (
+            (lead.entity,) if lead.entity_type == "user" else tuple(self.together("users"))
+        )
+        return title(lead, self.together("sources"), self.mask.all(users), self.together("targets"))
 
     def document(self) -> dict[str, Any]:
         """The incident as users and sinks see it; times in RFC 3339."""
-        lead = self.lead
+        lead, reached = self.lead, self.reached()
         return {
             "id": self.id,
             "revision": self.revision,
@@ -164,27 +176,34 @@ class Incident:
             "priority": self.priority,
             "severity": lead.severity,
             "confidence": round(lead.confidence, 3),
+            "rank": rank(self),
             "title": self.title(),
             "start": rfc3339(self.start_ns),
             "end": rfc3339(self.end_ns),
+            "raised": rfc3339(min(f.time_ns for f in self.findings.values())),
+            "priority_since": rfc3339(reached[self.priority]),
+            "reached": {priority: rfc3339(time_ns) for priority, time_ns in reached.items()},
             "sources": self.together("sources"),
-            "users": self.together("users"),
+            "users": self.mask.all(self.together("users")),
             "targets": self.together("targets"),
             "blockable": self.together("blockable"),
             "techniques": self.together("techniques"),
             "findings": [
-                finding_document(f) for f in sorted(self.findings.values(), key=lambda f: (f.time_ns, f.id))
+                finding_document(f, self.mask)
+                for f in sorted(self.findings.values(), key=lambda f: (f.time_ns, f.id))
             ],
         }
 
     def state(self) -> dict[str, Any]:
-        """What `from_state` needs to go on after a restart."""
+        """What `from_state` needs to go on after a restart. It holds true names: no person and no sink sees it."""
         return {
             "id": self.id,
             "revision": self.revision,
             "criticality": self.criticality,
             "keys": sorted(self.keys),
             "told": list(self.told),
+            "first": self.first,
+            "factors": self.factors,
             "findings": [finding_state(f) for f in self.findings.values()],
         }
 
@@ -199,17 +218,47 @@ class Incident:
             revision=state["revision"],
             told=Told(*state["told"]),
             closed=closed,
+            first=state.get("first", ""),
+            factors=dict(state.get("factors", {})),
         )
 
 
-def listed(names: Iterable[str], most: int = 2) -> str:
-    """`a, b and 3 more`."""
-    all_names = list(names)
-    shown = ", ".join(all_names[:most])
-    return shown if len(all_names) <= most else f"{shown} and {len(all_names) - most} more"
+def graded(finding: Finding) -> int:
+    """When a finding became as grave as it is."""
+    return max(finding.time_ns, finding.graded_ns)
 
 
-TUPLES = ("sources", "users", "targets", "techniques", "lines", "samples", "blockable")
+def rank(incident: Incident) -> int:
+    """Which of RANKS an incident is of, from 1; within one, the graver priority comes first, then the newest.
+
+    A compromise is an account that somebody else seems to use. What is aimed at few users, a privileged one
+    among them, or at a critical endpoint comes next, once it is more than noise; a login by such a user that is
+    unlike those before, or an attack on that very account, at any priority but info. Of the rest, what is at
+    medium priority or above and no mere scanning is a campaign.
+    """
+    now = PRIORITIES.index(incident.priority)
+    active, noticed = now <= PRIORITIES.index("medium"), now < PRIORITIES.index("info")
+    if active and any(f.kind == "account_compromise" for f in incident.findings.values()):
+        return 1
+    critical = incident.criticality >= CRITICALITY["critical"]
+    for f in incident.findings.values():
+        if (active or (noticed and f.kind in ACCOUNT_KINDS)) and aims_at(f, incident.privileged):
+            return 2
+    if active and critical:
+        return 2
+    return 3 if active and incident.lead.kind not in SCANNING else 4
+
+
+def aims_at(finding: Finding, users: frozenset[str]) -> bool:
+    """Whether a finding is about few users, and one of these is among them."""
+    if finding.entity_type == "user":
+        return finding.entity in users
+    distinct = finding.figures.get("distinct_users")
+    many = max(distinct if isinstance(distinct, int) else 0, len(finding.users))
+    return many <= MOST_AIMED_AT and not users.isdisjoint(finding.users)
+
+
+TUPLES = ("sources", "users", "targets", "techniques", "lines", "samples", "blockable", "part_of")
 
 
 def finding_state(finding: Finding) -> dict[str, Any]:
@@ -219,16 +268,32 @@ def finding_state(finding: Finding) -> dict[str, Any]:
 
 
 def finding_from_state(state: Mapping[str, Any]) -> Finding:
-    return Finding(**{**state, **{name: tuple(state[name]) for name in TUPLES}})
+    return Finding(**{**state, **{name: tuple(state.get(name, ())) for name in TUPLES}})
 
 
-def finding_document(finding: Finding) -> dict[str, Any]:
-    """A finding as users see it; times in RFC 3339."""
+def finding_document(finding: Finding, mask: Mask = BLIND) -> dict[str, Any]:
+    """A finding as users see it; times in RFC 3339, names that look like passwords masked.
+
+    `participants` is there where more sources take part than are listed: how many, and a digest of them all where
+    the detector keeps one.
+    """
     made = finding_state(finding)
     made["time"] = rfc3339(made.pop("time_ns"))
     made["start"] = rfc3339(made.pop("start_ns"))
     made["end"] = rfc3339(made.pop("end_ns"))
-    made["figures"] = dict(sorted(finding.figures.items()))
+    made["graded"] = rfc3339(graded(finding))
+    del made["graded_ns"]
+    names = [*finding.users, *((finding.entity,) if finding.entity_type == "user" else ())]
+    for place in ("entity", "baseline", "threshold"):
+        made[place] = mask.text(made[place], names)
+    made["users"] = mask.all(finding.users)
+    made["samples"] = [mask.text(sample, names) for sample in finding.samples]
+    made["figures"] = {
+        k: mask.text(v, names) if isinstance(v, str) else v for k, v in sorted(finding.figures.items())
+    }
+    digest, count = made.pop("participants_digest") or None, finding.figures.get("distinct_sources", 0)
+    if isinstance(count, int) and count > max(MOST_LISTED, len(finding.sources)):
+        made["participants"] = {"count": count, "digest": digest}
     return made
 
 
@@ -262,6 +327,18 @@ class Change:
             self.incident.told = self.before
 
 
+class Judgements(Protocol):
+    """What a person said is benign."""
+
+    def covers(self, finding: Finding, known: Incident | None) -> bool:
+        """Whether the finding is benign: counted there, and no matter of an incident."""
+        ...
+
+    def made_from(self, incident: str) -> bool:
+        """Whether the incident was closed as benign."""
+        ...
+
+
 class Correlator:
     """Findings in, changed incidents out.
 
@@ -271,6 +348,12 @@ class Correlator:
     most_open : how many incidents are held in memory; the one that was longest without a new finding goes first.
     criticality_of : the factor of CRITICALITY for the targets of a finding.
     recall : an incident that went from memory, by its id, so that it goes on where it was; None = there is none.
+    privileged : users an attack on whom comes before others.
+
+    Attributes
+    ----------
+    mask : what people and sinks see of names that look like passwords.
+    benign : what a person said is benign; such findings are counted there and make no incident.
     """
 
     def __init__(
@@ -279,6 +362,7 @@ class Correlator:
         criticality_of: Callable[[Iterable[str]], float] | None = None,
         most_open: int = MOST_OPEN,
         recall: Callable[[str], Incident | None] = lambda incident: None,
+        privileged: Iterable[str] = PRIVILEGED,
     ) -> None:
         self._gap_ns = int(gap_s * NS_PER_S)
         self._criticality_of = criticality_of or (lambda targets: 1.0)
@@ -288,10 +372,18 @@ class Correlator:
         self._latest_ns = 0
         self._most_open = most_open
         self.recall = recall
+        self._privileged = frozenset(privileged)
+        self._gone: OrderedDict[str, str] = OrderedDict()
+        self.mask = BLIND
+        self.benign: Judgements | None = None
 
     @property
     def open_incidents(self) -> list[Incident]:
         return list(self._open.values())
+
+    def incident(self, incident: str) -> Incident | None:
+        """One that is in memory."""
+        return self._open.get(incident)
 
     def restore(self, incidents: Iterable[Incident]) -> None:
         for incident in incidents:
@@ -303,15 +395,32 @@ class Correlator:
         changed: dict[str, tuple[Incident, bool]] = {}
         for finding in findings:
             self._latest_ns = max(self._latest_ns, finding.end_ns)
-            known = self._open.get(self._by_finding.get(finding.id, ""))
-            if known is not None:
+            known = self._known(finding)
+            if self.benign is not None and self.benign.covers(finding, known):
+                continue
+            if known is not None and not (known.closed and self._outgrown(finding, known)):
                 known.findings[finding.id] = finding
+                self._weigh(known, finding)
                 changed.setdefault(known.id, (known, False))
                 continue
             incident, new = self._incident_for(finding)
             self._join(incident, finding)
             changed[incident.id] = (incident, new or changed.get(incident.id, (None, False))[1])
         return [self.tell(incident, new) for incident, new in changed.values()]
+
+    def _known(self, finding: Finding) -> Incident | None:
+        """The incident that holds an earlier form of the finding, brought back where it went from memory."""
+        known = self._open.get(self._by_finding.get(finding.id, ""))
+        if known is not None or finding.id not in self._gone:
+            return known
+        known = self.recall(self._gone.pop(finding.id))
+        if known is not None:
+            self._adopt(known)
+        return known
+
+    def _outgrown(self, finding: Finding, known: Incident) -> bool:
+        """Whether a finding of an incident that was closed as benign has grown into what nobody said is benign."""
+        return self.benign is not None and self.benign.made_from(known.id)
 
     def set_closed(self, incident: str, closed: bool) -> None:
         """After a person closed an incident, or took that back."""
@@ -335,40 +444,64 @@ class Correlator:
         if quiet:
             for incident in quiet:
                 del self._open[incident.id]
+                self._gone |= dict.fromkeys(incident.findings, incident.id)
+            while len(self._gone) > MOST_GONE:
+                self._gone.popitem(last=False)
             self._by_finding = {f: i for f, i in self._by_finding.items() if i in self._open}
             self._by_key = {k: i for k, i in self._by_key.items() if i in self._open}
         return quiet
 
     def _incident_for(self, finding: Finding) -> tuple[Incident, bool]:
-        for key in join_keys(finding):
-            incident = self._open.get(self._by_key.get(key, ""))
-            if incident is not None and finding.time_ns - incident.raised_ns <= self._gap_ns:
+        for key in join_keys(finding).sought:
+            incident = self._holder(key, finding)
+            if incident is not None:
                 return incident, False
         name = finding_id("incident", finding.entity, finding.id)
         former = self._open.get(name) or self.recall(name)
+        if former is not None and former.closed and self._outgrown(finding, former):
+            name = finding_id("incident", finding.entity, finding.id, "outgrown")
+            former = self._open.get(name) or self.recall(name)
         if former is not None:
             self._adopt(former)
             return former, False
-        incident = self._open[name] = Incident(name)
+        incident = self._open[name] = Incident(name, first=finding.id)
+        incident.mask, incident.privileged = self.mask, self._privileged
         return incident, True
 
+    def _holder(self, key: str, finding: Finding) -> Incident | None:
+        """The incident that a finding joins by a key: the last to be raised with it, not too long before."""
+        incident = self._open.get(self._by_key.get(key, ""))
+        near = incident is not None and finding.time_ns - incident.raised_ns <= self._gap_ns
+        return incident if near else None
+
     def _join(self, incident: Incident, finding: Finding) -> None:
+        left = [key for key in join_keys(finding).left if self._holder(key, finding) in (None, incident)]
         incident.findings[finding.id] = finding
         self._by_finding[finding.id] = incident.id
+        self._weigh(incident, finding)
         if len(incident.findings) > MOST_FINDINGS:
-            weakest = min(incident.findings.values(), key=lambda f: (f.severity, f.end_ns, f.id))
+            rest = [f for f in incident.findings.values() if f.id != incident.first]
+            weakest = min(rest, key=lambda f: (STRENGTH.get(f.kind, 1), f.time_ns, f.id))
             del incident.findings[weakest.id]
+            incident.factors.pop(weakest.id, None)
             self._by_finding.pop(weakest.id, None)
-        for key in join_keys(finding):
+        for key in left:
             if len(incident.keys) < MOST_JOINED_KEYS:
                 incident.keys.add(key)
                 self._by_key[key] = incident.id
-        incident.criticality = max(incident.criticality, self._criticality_of(finding.targets))
+
+    def _weigh(self, incident: Incident, finding: Finding) -> None:
+        factor = self._criticality_of(finding.targets)
+        if factor > 1.0:
+            incident.factors[finding.id] = factor
+            incident.criticality = max(incident.criticality, factor)
 
     def _adopt(self, incident: Incident) -> None:
+        incident.mask, incident.privileged = self.mask, self._privileged
         self._open[incident.id] = incident
         for finding in incident.findings:
             self._by_finding[finding] = incident.id
+            self._gone.pop(finding, None)
         if not incident.closed:
             for key in incident.keys:
                 self._by_key[key] = incident.id

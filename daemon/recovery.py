@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ..detectors.finding import Finding
+from .benign import Benign
 from .detection import Detection
 from .errors import StoreError
 from .feeds import Feed, Reading
@@ -56,6 +57,19 @@ def incidents(store: Store, since_ns: int, most: int, say: Say) -> list[Incident
     if lost:
         say(f"{lost} incidents of another version of Gatewatch cannot grow any more")
     return sorted(found, key=lambda i: i.end_ns)
+
+
+def exceptions(store: Store, say: Say) -> list[Benign]:
+    """What was closed as benign before."""
+    found, lost = [], 0
+    for state in store.exceptions():
+        try:
+            found.append(Benign.from_state(state))
+        except (KeyError, TypeError, ValueError):
+            lost += 1
+    if lost:
+        say(f"{lost} exceptions of another version of Gatewatch are no longer in force")
+    return found
 
 
 def read_again(

@@ -14,6 +14,7 @@ from .collectors.stored import read_chunks
 from .detection import Detection
 from .errors import InputError
 from .incidents import Correlator, Incident
+from .masking import Mask
 
 if TYPE_CHECKING:
     from ..config.schema import Config
@@ -65,6 +66,8 @@ class Replay:
         self._chunk_bytes = chunk_bytes
         self._chunk_packets = chunk_packets
         self._ended: dict[str, Incident] = {}
+        # A digest under a key that everybody knows would let names be tried out: replay leaves nothing of them.
+        self._correlator.mask = Mask(None, self._detection.knows_user)
         self._correlator.recall = lambda incident: self._ended.pop(incident, None)
         self.summary = Summary()
 

@@ -43,6 +43,8 @@ CREATE INDEX IF NOT EXISTS actions_by_incident ON actions (incident);
 CREATE INDEX IF NOT EXISTS actions_by_playbook ON actions (playbook, time_ns);
 CREATE TABLE IF NOT EXISTS outbox (
   id INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT UNIQUE, time_ns INTEGER, document BLOB);
+CREATE TABLE IF NOT EXISTS exceptions (
+  id TEXT PRIMARY KEY, created_ns INTEGER, ended_ns INTEGER, state TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS cursors (sink TEXT PRIMARY KEY, acknowledged INTEGER) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS dead (sink TEXT, outbox_id INTEGER, reason TEXT, time_ns INTEGER, document BLOB,
   PRIMARY KEY (sink, outbox_id)) WITHOUT ROWID;
@@ -276,11 +278,16 @@ class Store:
     ) -> list[dict[str, Any]]:
         """Incidents as users see them, the newest first, each with its status, note and actions.
 
-        `incident` is an id or the beginning of one. `gravest_first` sorts by priority, then the newest first, so
-        that a flood of lesser ones does not push out a grave one.
+        `incident` is an id or the beginning of one. `gravest_first` sorts by rank, then by priority, then the newest
+        first, so that a flood of lesser ones does not push out a grave one.
         """
         grave = " ".join(f"WHEN '{priority}' THEN {n}" for n, priority in enumerate(PRIORITIES))
-        order = f"CASE json_extract(document, '$.priority') {grave} END, " if gravest_first else ""
+        order = (
+            "coalesce(json_extract(document, '$.rank'), 99), "
+            f"CASE json_extract(document, '$.priority') {grave} END, "
+            if gravest_first
+            else ""
+        )
         rows = self._db.execute(
             "SELECT id, status, note, document FROM incidents WHERE end_ns >= ? AND (? IS NULL OR status = ?) "
             f"AND (? IS NULL OR substr(id, 1, length(?)) = ?) ORDER BY {order}end_ns DESC LIMIT ?",
@@ -292,6 +299,24 @@ class Store:
             | ({"note": note} if note else {})
             for id_, state, note, document in rows
         ]
+
+    def save_exception(self, state: Mapping[str, Any]) -> None:
+        """An exception (`Benign.state`) as it now is. Call it inside a transaction."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO exceptions VALUES (?, ?, ?, ?)",
+            (state["id"], state["created_ns"], state["removed_ns"] or state["expires_ns"], _dump(state)),
+        )
+
+    def exceptions(self) -> list[dict[str, Any]]:
+        """The states of all exceptions, the oldest first; none where the store is older than they. Raises
+        StoreError.
+        """
+        try:
+            known = self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'exceptions'").fetchone()
+            rows = self._db.execute("SELECT state FROM exceptions ORDER BY created_ns, id") if known else ()
+            return [json.loads(state) for (state,) in rows]
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.path}: {error}") from error
 
     def open_by_priority(self) -> dict[str, int]:
         """How many incidents of each priority are open. Raises StoreError."""
@@ -403,13 +428,14 @@ class Store:
         return None if row is None else json.loads(row[0])
 
     def prune(self, before_ns: int, sinks: Iterable[str]) -> None:
-        """Forgets incidents, actions and documents that are older; what one of `sinks` still lacks stays.
+        """Forgets incidents, actions, exceptions and documents that are older; what one of `sinks` still lacks stays.
 
         Raises StoreError.
         """
         with self.transaction():
             self._db.execute("DELETE FROM incidents WHERE changed_ns < ?", (before_ns,))
             self._db.execute("DELETE FROM actions WHERE time_ns < ?", (before_ns,))
+            self._db.execute("DELETE FROM exceptions WHERE ended_ns < ?", (before_ns,))
             self._db.execute("DELETE FROM dead WHERE time_ns < ?", (before_ns,))
             cursors = dict(self._db.execute("SELECT sink, acknowledged FROM cursors"))
             least = min((cursors.get(name, 0) for name in sinks), default=2**62)

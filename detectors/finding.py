@@ -44,6 +44,14 @@ class Finding:
     samples: tuple[str, ...] = ()  # raw lines as read; whoever shows them makes control characters harmless
     provenance: int = 0  # the least trusted of what it rests on
     blockable: tuple[str, ...] = ()  # those of `sources` that are their own peer and that no forger made up
+    trigger_line: int = (
+        0  # the line or frame of the event at `time_ns`, 0 = unknown: orders what one second holds
+    )
+    graded_ns: int = 0  # the event that made severity and confidence what they are, 0 = that at `time_ns`
+    part_of: tuple[
+        Kind, ...
+    ] = ()  # the campaigns that the event at `time_ns` was part of; fixed from then on
+    participants_digest: str = ""  # of all sources, where more than MOST_LISTED take part; hex
 
 
 def finding_id(detector: str, entity: str, *trigger: int | str) -> str:

@@ -129,28 +129,35 @@ def wilson(hits: int, of: int) -> tuple[float, float]:
 
 
 def gatewatch_claims(incidents: Iterable[Mapping[str, Any]]) -> list[Claim]:
-    """The findings of `gatewatch replay --json`, at the priority that their incident has in the end."""
+    """The findings of `gatewatch replay --json`, each at the priority that its incident has in the end, and since
+    it had reached medium; one that was raised before that is a claim of its own, at the priority of that time.
+    """
     claims = []
     for incident in incidents:
         priority = PRIORITIES.index(incident["priority"])
+        reached = {PRIORITIES.index(name): microseconds(time) for name, time in incident["reached"].items()}
         for finding in incident["findings"]:
             sources, users = list(finding["sources"]), list(finding["users"])
             if finding["entity_type"] == "source":
                 sources.append(finding["entity"])
             elif finding["entity_type"] == "user":
                 users.append(finding["entity"])
-            claims.append(
-                Claim(
-                    incident["id"],
-                    microseconds(finding["time"]),
-                    finding["kind"],
-                    priority,
-                    tuple(dict.fromkeys(sources)),
-                    tuple(dict.fromkeys(users)),
-                    tuple(finding.get("blockable", ())),
-                    microseconds(finding["end"]),
-                )
+            raised = microseconds(finding["time"])
+            claim = Claim(
+                incident["id"],
+                raised,
+                finding["kind"],
+                priority,
+                tuple(dict.fromkeys(sources)),
+                tuple(dict.fromkeys(users)),
+                tuple(finding.get("blockable", ())),
+                microseconds(finding["end"]),
             )
+            since = max(raised, reached.get(MEDIUM, raised))
+            if since > raised:
+                then = max((n for n, at in reached.items() if at <= raised and n < MEDIUM), default=0)
+                claims.append(claim._replace(priority=then))
+            claims.append(claim._replace(raised_us=since))
     return claims
 
 

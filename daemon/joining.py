@@ -1,0 +1,132 @@
+"""By what a finding is joined to an incident: the keys that it looks for, and those that it leaves behind.
+
+Only what is fixed when a finding is raised makes a key. How far a campaign has grown by the time that another
+finding comes depends on how the events were divided into batches; its entity, and the campaigns that the event
+itself was part of, do not. See decision 0009.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import NamedTuple
+
+from ..detectors.finding import Finding
+
+MOST_JOINED_KEYS = 4096
+"""The most keys of one incident: a botnet's incident cannot grow without bound."""
+CAMPAIGN_PREFIX = 48
+"""The widest IPv6 network that is judged as one source."""
+
+
+class JoinKeys(NamedTuple):
+    """`sought`: in this order; the first that an open incident holds decides. `left`: what later ones find."""
+
+    sought: tuple[str, ...]
+    left: tuple[str, ...]
+
+
+def join_keys(finding: Finding) -> JoinKeys:
+    """The keys of one finding, by its kind.
+
+    A guessing source is known by its network; an IPv6 /64 also finds the /48 around it where that is an
+    incident, and a /48 the first /64 in it that is one. What is about an account (a `user` entity) is known by
+    the account, and is found there by what else is about accounts alone: sources that guess the same popular
+    name do not meet. A login (a compromise, a new access) is known by user and source together.
+    """
+    match finding.kind:
+        case "brute_force" | "password_spray":
+            return _source(finding.entity)
+        case "distributed_brute_force":
+            return _both(f"account {finding.entity}")
+        case "mfa_fatigue":
+            return _both(f"prompts {finding.entity}", f"account {finding.entity}")
+        case "credential_stuffing":
+            return _both(f"site {finding.entity}")
+        case "account_compromise":
+            return _compromise(finding)
+        case "new_access" | "impossible_travel":
+            logins = _logins(finding)
+            prompts = [f"prompts {user}" for user in _accounts(finding)]
+            return JoinKeys((*logins, *_campaigns(finding), *prompts), logins)
+        case _:
+            if finding.entity_type == "source":
+                return _source(finding.entity)
+            return _both(f"{finding.entity_type} {finding.entity}")
+
+
+def network_text(source: str) -> str:
+    """The network by which sources are the same: an IPv4 address, an IPv6 /64."""
+    try:
+        network = ipaddress.ip_network(source, strict=False)
+    except ValueError:
+        return source
+    if isinstance(network, ipaddress.IPv6Network) and network.prefixlen > 64:
+        return str(network.supernet(new_prefix=64))
+    return str(network) if network.num_addresses > 1 else str(network.network_address)
+
+
+def _both(*keys: str) -> JoinKeys:
+    return JoinKeys(keys, keys)
+
+
+def _source(source: str) -> JoinKeys:
+    text = network_text(source)
+    own = f"source {text}"
+    around = _around(text)
+    if around == text:
+        return JoinKeys((own, f"within {around}"), (own,))
+    return JoinKeys((own, f"source {around}"), (own, f"within {around}")) if around else _both(own)
+
+
+def _around(network: str) -> str:
+    """The IPv6 network of CAMPAIGN_PREFIX bits that another lies in, or is; empty for any other text."""
+    try:
+        parsed = ipaddress.IPv6Network(network)
+    except ValueError:
+        return ""
+    if parsed.prefixlen < CAMPAIGN_PREFIX:
+        return ""
+    return str(parsed.supernet(new_prefix=CAMPAIGN_PREFIX))
+
+
+def _compromise(finding: Finding) -> JoinKeys:
+    logins = _logins(finding)
+    sources: dict[str, None] = {}
+    for source in _sources(finding):
+        sources |= dict.fromkeys(_source(source).sought)
+    accounts = [f"{what} {user}" for user in _accounts(finding) for what in ("prompts", "account")]
+    own = tuple(f"source {network_text(source)}" for source in _sources(finding))
+    sought = (*_campaigns(finding), *sources, *logins, *accounts)
+    return JoinKeys(tuple(dict.fromkeys(sought)), own + logins)
+
+
+def _campaigns(finding: Finding) -> list[str]:
+    """The keys of the campaigns that the finding says it is part of."""
+    keys: list[str] = []
+    for kind in finding.part_of:
+        if kind == "credential_stuffing":
+            keys.append("site site")
+        elif kind in ("distributed_brute_force", "mfa_fatigue"):
+            keys += [f"account {user}" for user in _accounts(finding)]
+        else:
+            keys += [key for source in _sources(finding) for key in _source(source).sought]
+    return keys
+
+
+def _accounts(finding: Finding) -> tuple[str, ...]:
+    return (finding.entity,) if finding.entity_type == "user" else ()
+
+
+def _sources(finding: Finding) -> tuple[str, ...]:
+    """The source of a login: one, or none that is fixed."""
+    if finding.entity_type == "source":
+        return (finding.entity,)
+    return finding.sources if len(finding.sources) == 1 else ()
+
+
+def _logins(finding: Finding) -> tuple[str, ...]:
+    """`login USER SOURCE`; of impossible travel both ends."""
+    most = 2 if finding.kind == "impossible_travel" else 1
+    if len(finding.sources) > most:
+        return ()
+    return tuple(f"login {user} {network_text(s)}" for user in _accounts(finding) for s in finding.sources)
