@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
-from ..detectors.finding import MOST_LISTED, Finding, finding_id
+from ..detectors.finding import Finding, finding_id
+from .documents import action_document, finding_document, finding_from_state, finding_state, graded
 from .events import NS_PER_S, rfc3339
 from .joining import MOST_JOINED_KEYS, join_keys, network_text
 from .masking import BLIND, Mask
+from .ranking import CRITICALITY, PRIORITIES, PRIVILEGED, RANKS, priority_of, rank, sort_key
 from .titles import TITLES, title
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "MOST_FINDINGS",
     "MOST_OPEN",
     "PRIORITIES",
+    "RANKS",
     "TITLES",
     "Change",
     "Correlator",
@@ -33,11 +36,9 @@ __all__ = [
     "network_text",
     "priority_of",
     "rank",
+    "sort_key",
 ]
 
-PRIORITIES = ("critical", "high", "medium", "low", "info")
-CRITICALITY = {"critical": 1.25, "high": 1.1, "normal": 1.0}
-PRIVILEGED = frozenset({"root"})
 DEFAULT_GAP_S = 86_400
 MOST_FINDINGS = 64
 """The most findings that one incident holds; the first, the strongest and the newest stay."""
@@ -56,22 +57,6 @@ STRENGTH = {
 }
 """By kind, which findings stay when an incident has too many; 1 for all others. A finding's own severity may
 grow, and when it is seen to depends on batches."""
-
-RANKS = ("compromise", "privileged or critical", "campaign", "background")
-"""The order in which people should look at incidents: `rank` counts from 1."""
-SCANNING = frozenset({"port_scan", "host_sweep"})
-ACCOUNT_KINDS = frozenset({"distributed_brute_force", "new_access", "impossible_travel", "mfa_fatigue"})
-MOST_AIMED_AT = 3
-"""An incident that names more users than this aims at none of them: every list of names has root in it."""
-
-
-def priority_of(severity: int, confidence: float, criticality: float = 1.0) -> str:
-    """One of PRIORITIES from the harm (0 to 100), how sure it is (0 to 1) and what it is aimed at."""
-    score = severity * confidence * criticality
-    for name, least in zip(PRIORITIES, (80, 60, 36, 15), strict=False):
-        if score >= least:
-            return name
-    return "info"
 
 
 class Told(NamedTuple):
@@ -221,91 +206,6 @@ class Incident:
             first=state.get("first", ""),
             factors=dict(state.get("factors", {})),
         )
-
-
-def graded(finding: Finding) -> int:
-    """When a finding became as grave as it is."""
-    return max(finding.time_ns, finding.graded_ns)
-
-
-def rank(incident: Incident) -> int:
-    """Which of RANKS an incident is of, from 1; within one, the graver priority comes first, then the newest.
-
-    A compromise is an account that somebody else seems to use. What is aimed at few users, a privileged one
-    among them, or at a critical endpoint comes next, once it is more than noise; a login by such a user that is
-    unlike those before, or an attack on that very account, at any priority but info. Of the rest, what is at
-    medium priority or above and no mere scanning is a campaign.
-    """
-    now = PRIORITIES.index(incident.priority)
-    active, noticed = now <= PRIORITIES.index("medium"), now < PRIORITIES.index("info")
-    if active and any(f.kind == "account_compromise" for f in incident.findings.values()):
-        return 1
-    critical = incident.criticality >= CRITICALITY["critical"]
-    for f in incident.findings.values():
-        if (active or (noticed and f.kind in ACCOUNT_KINDS)) and aims_at(f, incident.privileged):
-            return 2
-    if active and critical:
-        return 2
-    return 3 if active and incident.lead.kind not in SCANNING else 4
-
-
-def aims_at(finding: Finding, users: frozenset[str]) -> bool:
-    """Whether a finding is about few users, and one of these is among them."""
-    if finding.entity_type == "user":
-        return finding.entity in users
-    distinct = finding.figures.get("distinct_users")
-    many = max(distinct if isinstance(distinct, int) else 0, len(finding.users))
-    return many <= MOST_AIMED_AT and not users.isdisjoint(finding.users)
-
-
-TUPLES = ("sources", "users", "targets", "techniques", "lines", "samples", "blockable", "part_of")
-
-
-def finding_state(finding: Finding) -> dict[str, Any]:
-    """A finding as plain values (JSON)."""
-    made = {name: getattr(finding, name) for name in Finding.__slots__}
-    return made | {name: list(made[name]) for name in TUPLES}
-
-
-def finding_from_state(state: Mapping[str, Any]) -> Finding:
-    return Finding(**{**state, **{name: tuple(state.get(name, ())) for name in TUPLES}})
-
-
-def finding_document(finding: Finding, mask: Mask = BLIND) -> dict[str, Any]:
-    """A finding as users see it; times in RFC 3339, names that look like passwords masked.
-
-    `participants` is there where more sources take part than are listed: how many, and a digest of them all where
-    the detector keeps one.
-    """
-    made = finding_state(finding)
-    made["time"] = rfc3339(made.pop("time_ns"))
-    made["start"] = rfc3339(made.pop("start_ns"))
-    made["end"] = rfc3339(made.pop("end_ns"))
-    made["graded"] = rfc3339(graded(finding))
-    del made["graded_ns"]
-    names = [*finding.users, *((finding.entity,) if finding.entity_type == "user" else ())]
-    for place in ("entity", "baseline", "threshold"):
-        made[place] = mask.text(made[place], names)
-    made["users"] = mask.all(finding.users)
-    made["samples"] = [mask.text(sample, names) for sample in finding.samples]
-    made["figures"] = {
-        k: mask.text(v, names) if isinstance(v, str) else v for k, v in sorted(finding.figures.items())
-    }
-    digest, count = made.pop("participants_digest") or None, finding.figures.get("distinct_sources", 0)
-    if isinstance(count, int) and count > max(MOST_LISTED, len(finding.sources)):
-        made["participants"] = {"count": count, "digest": digest}
-    return made
-
-
-def action_document(action: Mapping[str, Any]) -> dict[str, Any]:
-    """An action as users and sinks see it; times in RFC 3339."""
-    made = {k: v for k, v in action.items() if k not in ("time_ns", "reason")}
-    until = (
-        {"until": rfc3339(action["time_ns"] + action["ttl_s"] * NS_PER_S)}
-        if action["ttl_s"] and action["state"] == "done"
-        else {}
-    )
-    return made | {"time": rfc3339(action["time_ns"])} | until
 
 
 @dataclass(frozen=True, slots=True)

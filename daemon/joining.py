@@ -14,8 +14,8 @@ from ..detectors.finding import Finding
 
 MOST_JOINED_KEYS = 4096
 """The most keys of one incident: a botnet's incident cannot grow without bound."""
-CAMPAIGN_PREFIX = 48
-"""The widest IPv6 network that is judged as one source."""
+CAMPAIGN_PREFIX = {4: 24, 6: 48}
+"""The widest networks that are judged as one source."""
 
 
 class JoinKeys(NamedTuple):
@@ -28,8 +28,8 @@ class JoinKeys(NamedTuple):
 def join_keys(finding: Finding) -> JoinKeys:
     """The keys of one finding, by its kind.
 
-    A guessing source is known by its network; an IPv6 /64 also finds the /48 around it where that is an
-    incident, and a /48 the first /64 in it that is one. What is about an account (a `user` entity) is known by
+    A guessing source is known by its network; it also finds the IPv4 /24 or IPv6 /48 around it where that is an
+    incident, and a /48 the /64 in it that is one. What is about an account (a `user` entity) is known by
     the account, and is found there by what else is about accounts alone: sources that guess the same popular
     name do not meet. A login (a compromise, a new access) is known by user and source together.
     """
@@ -72,21 +72,16 @@ def _both(*keys: str) -> JoinKeys:
 def _source(source: str) -> JoinKeys:
     text = network_text(source)
     own = f"source {text}"
-    around = _around(text)
-    if around == text:
-        return JoinKeys((own, f"within {around}"), (own,))
-    return JoinKeys((own, f"source {around}"), (own, f"within {around}")) if around else _both(own)
-
-
-def _around(network: str) -> str:
-    """The IPv6 network of CAMPAIGN_PREFIX bits that another lies in, or is; empty for any other text."""
     try:
-        parsed = ipaddress.IPv6Network(network)
-    except ValueError:
-        return ""
-    if parsed.prefixlen < CAMPAIGN_PREFIX:
-        return ""
-    return str(parsed.supernet(new_prefix=CAMPAIGN_PREFIX))
+        network = ipaddress.ip_network(text)
+        around = network.supernet(new_prefix=CAMPAIGN_PREFIX[network.version])
+    except ValueError:  # no address, or wider than that
+        return _both(own)
+    # An IPv6 /48 is one site's. An IPv4 /24 is many people's, of whom each may have failed for a reason of his own.
+    inside = (f"within {around}",) if network.version == 6 else ()
+    if around == network:
+        return JoinKeys((own, *inside), (own,))
+    return JoinKeys((own, f"source {around}"), (own, *inside))
 
 
 def _compromise(finding: Finding) -> JoinKeys:

@@ -161,8 +161,16 @@ def _load(detectors: Mapping[str, Any], state: dict[str, Any]) -> None:
             detector.load(state[name])
 
 
+_LAST = {"account_compromise": 1, "new_access": 2, "impossible_travel": 2}
+"""By kind, what comes after the others where one event raises several: it joins what they begin."""
+
+
 def _in_order(found: list[Finding]) -> list[Finding]:
-    return sorted(found, key=lambda finding: (finding.time_ns, finding.lines[:1], finding.id))
+    """By the events that raised them: one batch gives the order that many give."""
+    return sorted(
+        found,
+        key=lambda f: (f.time_ns, f.trigger_line or min(f.lines, default=0), _LAST.get(f.kind, 0), f.id),
+    )
 
 
 def login_detectors(options: Options, hash_key: bytes) -> LoginDetection:

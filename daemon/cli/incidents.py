@@ -304,7 +304,10 @@ def timeline(incident: dict[str, Any]) -> list[tuple[str, str]]:
     entries: list[tuple[str, int, str]] = [(incident["start"], 0, "the first event that belongs to it")]
     for finding in incident["findings"]:
         kind = finding["kind"]
-        if kind in ("account_compromise", "new_access", "impossible_travel"):
+        if (
+            kind in ("account_compromise", "new_access", "impossible_travel")
+            or "successes" in finding["figures"]
+        ):
             who = ", ".join(finding["users"]) or "somebody"
             entries.append(
                 (finding["time"], 2, f"{kind}: login of {who} from {', '.join(finding['sources'])}")

@@ -215,6 +215,7 @@ class Compromise:
             techniques=("T1078", "T1110"),
             lines=record.lines,
             samples=story["samples"],
+            trigger_line=record.trigger_line,
             provenance=record.provenance,
             blockable=(source,) if record.blockable and shared < SHARED else (),
         )

@@ -95,6 +95,7 @@ def source_finding(
         techniques=(technique,),
         lines=record.lines,
         samples=story["samples"],
+        trigger_line=record.trigger_line,
         provenance=record.provenance,
         blockable=(entity,) if record.blockable and credit < SHARED and not (stale or job) else (),
     )

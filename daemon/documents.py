@@ -1,0 +1,64 @@
+"""Findings and actions as plain values: as they are kept, and as people and sinks see them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..detectors.finding import MOST_LISTED, Finding
+from .events import NS_PER_S, rfc3339
+from .masking import BLIND, Mask
+
+TUPLES = ("sources", "users", "targets", "techniques", "lines", "samples", "blockable", "part_of")
+
+
+def finding_state(finding: Finding) -> dict[str, Any]:
+    """A finding as plain values (JSON)."""
+    made = {name: getattr(finding, name) for name in Finding.__slots__}
+    return made | {name: list(made[name]) for name in TUPLES}
+
+
+def finding_from_state(state: Mapping[str, Any]) -> Finding:
+    return Finding(**{**state, **{name: tuple(state.get(name, ())) for name in TUPLES}})
+
+
+def finding_document(finding: Finding, mask: Mask = BLIND) -> dict[str, Any]:
+    """A finding as users see it; times in RFC 3339, names that look like passwords masked.
+
+    `participants` is there where more sources take part than are listed: how many, and a digest of them all where
+    the detector keeps one.
+    """
+    made = finding_state(finding)
+    made["time"] = rfc3339(made.pop("time_ns"))
+    made["start"] = rfc3339(made.pop("start_ns"))
+    made["end"] = rfc3339(made.pop("end_ns"))
+    made["graded"] = rfc3339(graded(finding))
+    del made["graded_ns"]
+    names = [*finding.users, *((finding.entity,) if finding.entity_type == "user" else ())]
+    for place in ("entity", "baseline", "threshold"):
+        made[place] = mask.text(made[place], names)
+    made["users"] = mask.all(finding.users)
+    made["samples"] = [mask.text(sample, names) for sample in finding.samples]
+    made["figures"] = {
+        k: mask.text(v, names) if isinstance(v, str) else v for k, v in sorted(finding.figures.items())
+    }
+    digest, count = made.pop("participants_digest") or None, finding.figures.get("distinct_sources", 0)
+    if isinstance(count, int) and count > max(MOST_LISTED, len(finding.sources)):
+        made["participants"] = {"count": count, "digest": digest}
+    return made
+
+
+def action_document(action: Mapping[str, Any]) -> dict[str, Any]:
+    """An action as users and sinks see it; times in RFC 3339."""
+    made = {k: v for k, v in action.items() if k not in ("time_ns", "reason")}
+    until = (
+        {"until": rfc3339(action["time_ns"] + action["ttl_s"] * NS_PER_S)}
+        if action["ttl_s"] and action["state"] == "done"
+        else {}
+    )
+    return made | {"time": rfc3339(action["time_ns"])} | until
+
+
+def graded(finding: Finding) -> int:
+    """When a finding became as grave as it is."""
+    return max(finding.time_ns, finding.graded_ns)
