@@ -243,6 +243,12 @@ class Detection(Options):
         le=604_800,
         description="Nothing is done about an incident whose last event is older, in seconds.",
     )
+    privileged_users: list[str] = Field(
+        default=["root"],
+        max_length=1000,
+        description="Incidents that are aimed at one of these come before others: root, and whoever may become root "
+        "(the members of `sudo` or `wheel`).",
+    )
 
 
 class Config(Options):

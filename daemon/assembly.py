@@ -19,6 +19,7 @@ from .enforcer import rails as rails_file
 from .errors import ConfigError
 from .events import Provenance
 from .incidents import DEFAULT_GAP_S, Correlator
+from .ranking import PRIVILEGED
 
 if TYPE_CHECKING:
     from ..config.schema import AllowRule as AllowOption
@@ -91,4 +92,5 @@ def build_detection(config: Config | None, local: Sequence[str], hash_key: bytes
 def build_correlator(config: Config | None, rails: rails_file.Rails | None) -> Correlator:
     factors = criticality_of_endpoints(rails.endpoints if rails else ())
     gap_s = config.detection.incident_gap_s if config is not None else DEFAULT_GAP_S
-    return Correlator(gap_s, partial(criticality_of, factors))
+    privileged = config.detection.privileged_users if config is not None else PRIVILEGED
+    return Correlator(gap_s, partial(criticality_of, factors), privileged=privileged)
