@@ -471,8 +471,8 @@ class Analyser:
             lasting_s = request["benign_s"]
             if known is None:
                 return {"ok": False, "error": f"no incident {incident}"}
-            if not isinstance(lasting_s, int) or not 1 <= lasting_s <= LONGEST_S:
-                return {"ok": False, "error": f"an exception lasts at most {duration_text(LONGEST_S)}"}
+            if type(lasting_s) is not int or not 1 <= lasting_s <= LONGEST_S:
+                return {"ok": False, "error": f"an exception lasts from 1s to {duration_text(LONGEST_S)}"}
             try:
                 made = self._benign.closing(known, now_ns, lasting_s, _who(request), note)
             except ValueError as error:

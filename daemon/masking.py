@@ -22,6 +22,7 @@ _SHAPES = re.compile(
     r"|[A-Za-z0-9.-]{1,64}\\{1,2}[A-Za-z0-9._ -]+\$?"  # DOMAIN\user
     r"|[a-z]+/[a-z0-9.-]+(?:@[A-Z0-9.-]+)?"  # a Kerberos principal
     r"|[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}|[0-9a-f]{16,}"  # a UUID, a digest
+    r"|\[masked(?::[0-9a-f]{8})?\]"  # hidden already
     r"|(?:[a-z0-9-]+\.)+[a-z]{2,}|(?:\d{1,3}\.){3}\d{1,3}|[A-Za-z0-9-]+\$"  # a host, a machine's account
 )
 """Names that are composed and yet no secret."""
@@ -34,7 +35,7 @@ _SEASONS = re.compile(
     r"(?:Spring|Summer|Autumn|Winter|January|February|March|April|June|July|August|September|October|November|"
     r"December)[-_@.]?(?:\d\d){1,2}"
 )
-_IN_LEET = re.compile(r"[a-z][013457][a-z]")
+_IN_LEET = re.compile(r"(?:[a-z]|\A[A-Z])[013457][a-z]")
 _PLACES = re.compile(
     r"(?P<before>\b(?:[Ii]nvalid user|user|for)[ =:]+'?|\bUSER=|\buser=)(?P<name>[^\s',]{6,128})"
 )

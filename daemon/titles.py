@@ -12,7 +12,7 @@ TITLES = {
     "distributed_brute_force": "Distributed guessing of one account",
     "credential_stuffing": "Credential stuffing",
     "account_compromise": "Account compromised: login succeeded after guessing",
-    "new_access": "Login unlike those before",
+    "new_access": "Login unlike earlier ones",
     "impossible_travel": "Impossible travel",
     "mfa_fatigue": "Repeated prompts for the second factor",
     "off_allowlist_ingress": "Connection from outside the allow-list",
@@ -20,9 +20,7 @@ TITLES = {
     "port_scan": "Port scan",
     "host_sweep": "Host sweep",
 }
-OF_A_USER = frozenset(
-    {"account_compromise", "distributed_brute_force", "new_access", "impossible_travel", "mfa_fatigue"}
-)
+OF_A_USER = frozenset({"account_compromise", "new_access", "impossible_travel", "mfa_fatigue"})
 """Kinds that are about users, whom the title names."""
 
 TECHNIQUES = {
@@ -64,7 +62,9 @@ def title(lead: Finding, sources: Sequence[str], users: Sequence[str], targets: 
     may be shown, those of `lead` first."""
     parts = [TITLES.get(lead.kind, lead.kind.replace("_", " ").capitalize())]
     figures = lead.figures
-    if users and lead.kind in OF_A_USER:
+    if users and lead.kind == "distributed_brute_force":
+        parts[0] += f": {listed(users)}"
+    elif users and lead.kind in OF_A_USER:
         parts.append(f"of {listed(users)}")
     elif lead.kind == "credential_stuffing":
         many = _count(figures.get("distinct_users"), len(users))

@@ -204,6 +204,74 @@ def test_playbooks_leave_a_closed_incident_alone_and_a_new_attack_is_not_hidden_
     asyncio.run(work())
 
 
+def test_what_was_closed_as_benign_stays_so_over_a_restart_is_told_and_can_be_taken_back(rig: Rig) -> None:
+    async def work() -> None:
+        analyser = rig.analyser()
+        analyser._settle([finding(users=("ada",))])
+        [incident] = analyser.store.incidents()
+        request = {
+            "do": "close",
+            "incident": incident["id"],
+            "note": "our job",
+            "by": "eve\x1b",
+            "benign_s": 86_400,
+        }
+        answer = analyser._command(request)
+        [made] = answer["exceptions"]
+        assert (made["kind"], made["entity"], made["users"]) == ("brute_force", "203.0.113.7", ["ada"])
+        assert (made["by"], made["note"], made["state"]) == ("eve", "our job", "in force")
+        analyser._settle([finding(id="another", users=("ada",))])
+        analyser.store.close()
+
+        analyser = rig.analyser()
+        analyser._recover()
+        analyser._settle([finding(id="another", users=("ada",)), finding(id="one more", users=("ada",))])
+        assert [i["status"] for i in analyser.store.incidents()] == ["closed"]
+        assert [e["suppressed"] for e in analyser.store.exceptions()] == [2]
+        analyser._settle([finding(id="not his", users=("bob",))])
+        assert sorted(i["status"] for i in analyser.store.incidents()) == ["closed", "open"]
+
+        removal = {"do": "remove_exception", "exception": made["id"], "by": "eve"}
+        assert analyser._command(removal)["exception"]["state"] == "removed"
+        assert not analyser._command(removal)["ok"]
+        told_of = [json.loads(row.document) for row in analyser.store.pending("nobody", 100)]
+        said = [(d["state"], d["by"]) for d in told_of if d["event"] == "exception"]
+        assert said == [("in force", "eve"), ("removed", "eve")]
+        [status] = [d for d in told_of if d["event"] == "status"]
+        assert status["exceptions"] == [made["id"]]
+        analyser.store.close()
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("lasting", [0, -1, 10**12, "1d", 1.5, True])
+def test_an_exception_without_an_end_is_refused_and_nothing_is_closed(rig: Rig, lasting: Any) -> None:
+    async def work() -> None:
+        analyser = rig.analyser()
+        analyser._settle([finding()])
+        [incident] = analyser.store.incidents()
+        answer = analyser._command({"do": "close", "incident": incident["id"], "benign_s": lasting})
+        assert not answer["ok"]
+        assert "lasts" in answer["error"]
+        assert not analyser._command({"do": "close", "incident": "none", "benign_s": 60})["ok"]
+        assert [i["status"] for i in analyser.store.incidents()] == ["open"]
+        assert analyser.store.exceptions() == []
+
+    asyncio.run(work())
+
+
+def test_exceptions_of_another_version_keep_nothing_from_starting(rig: Rig) -> None:
+    async def work() -> None:
+        analyser = rig.analyser()
+        with analyser.store.transaction():
+            analyser.store.save_exception({"id": "x", "created_ns": 1, "removed_ns": 0, "expires_ns": 2})
+        analyser.store.close()
+        rig.analyser()
+        assert any("1 exceptions of another version" in line for line in rig.said)
+
+    asyncio.run(work())
+
+
 @pytest.mark.parametrize(
     "state",
     [
