@@ -331,7 +331,7 @@ class Correlator:
         if closed:
             self._by_key = {k: i for k, i in self._by_key.items() if i != incident}
         else:
-            self._adopt(found)
+            self._by_key |= dict.fromkeys(found.keys, incident)
 
     def expire(self) -> list[Incident]:
         """Takes out of memory, and returns, what is quiet for twice the gap by event time, or too much."""
@@ -402,8 +402,12 @@ class Correlator:
         for finding in incident.findings:
             self._by_finding[finding] = incident.id
             self._gone.pop(finding, None)
-        if not incident.closed:
-            for key in incident.keys:
+        if incident.closed:
+            return
+        raised_ns = incident.raised_ns
+        for key in incident.keys:
+            holder = self._open.get(self._by_key.get(key, ""))
+            if holder is None or holder.raised_ns <= raised_ns:
                 self._by_key[key] = incident.id
 
     def tell(self, incident: Incident, new: bool = False, *, at_rest: bool = False) -> Change:

@@ -420,6 +420,19 @@ def test_a_finding_that_is_not_the_first_goes_on_in_its_incident_when_memory_had
     assert (change.incident.id, change.new) == (gone.id, False)
 
 
+def test_an_incident_that_comes_back_to_memory_takes_nothing_from_a_newer_one() -> None:
+    correlator = Correlator(gap_s=3600)
+    correlator.apply([finding()])
+    [old] = correlator.open_incidents
+    correlator.apply([finding(S2, at_ns=20 * HOUR)])
+    assert correlator.expire() == [old]
+    [new] = correlator.apply([finding(at_ns=20 * HOUR)])
+    correlator.recall = {old.id: old}.get
+    [grown] = correlator.apply([dataclasses.replace(finding(), end_ns=20 * HOUR)])
+    [scan] = correlator.apply([finding(kind="port_scan", at_ns=20 * HOUR + 1)])
+    assert (grown.incident, scan.incident) == (old, new.incident)
+
+
 TAKEN = account("account_compromise", "ada", HOUR, S1, severity=95)
 PROMPTED = account("mfa_fatigue", "ada", HOUR, S1, severity=95, figures={"successes": 1})
 AT_ROOT = finding(S1, users=("root",))

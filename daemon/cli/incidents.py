@@ -295,6 +295,9 @@ def explained(incident: dict[str, Any]) -> list[str]:
         about = incident["blockable"][:1] or incident["sources"][:1] or incident["users"][:1]
         lines += [f"  next: gatewatch explain {shlex.quote(name)}" for name in about]
         lines.append(f"  when it is over: gatewatch incidents close {incident['id']} --note TEXT")
+        lines.append(
+            f"  when it was no attack: gatewatch incidents close {incident['id']} --benign --note TEXT"
+        )
     return lines
 
 
@@ -321,7 +324,7 @@ def timeline(incident: dict[str, Any]) -> list[tuple[str, str]]:
             grown = ", ".join(
                 f"{finding['figures'][name]} {name.replace('_', ' ')}"
                 for name in GROWING
-                if name in finding["figures"]
+                if finding["figures"].get(name, 0) > name.startswith("distinct_")
             )
             entries.append((finding["end"], 4, f"{kind}: last event so far{f', {grown}' if grown else ''}"))
     for action in incident["actions"]:
