@@ -63,8 +63,9 @@ class Compromise:
             attacked |= followed[name].serial > 0
         rows = np.flatnonzero((convicted | attacked) & attempts.success)
         by_source = self._guessed(attempts, convictions, rows)
-        by_account = self._taken(attempts, [followed[name] for name in self._of_accounts], rows)
-        return early + self._hits(attempts, rows, by_source, by_account, convicted)
+        attacks = {name: followed[name] for name in self._of_accounts}
+        by_account = self._taken(attempts, list(attacks.values()), rows)
+        return early + self._hits(attempts, rows, by_source, by_account, convicted, attacks)
 
     def _guessed(self, attempts: Attempts, convictions: Sequence[Followed], rows: I64) -> I64:
         """Of the successes in `rows`: how often a guesser whose success it is had failed; 0 = it is none's."""
@@ -99,7 +100,13 @@ class Compromise:
         return taken
 
     def _hits(
-        self, attempts: Attempts, rows: I64, by_source: I64, by_account: I64, convicted: Bool
+        self,
+        attempts: Attempts,
+        rows: I64,
+        by_source: I64,
+        by_account: I64,
+        convicted: Bool,
+        attacks: Mapping[str, Followed],
     ) -> list[Finding]:
         failures = np.maximum(by_source, by_account)
         hit = failures > 0
@@ -138,6 +145,7 @@ class Compromise:
                 "failures": int(failures[at]),
                 "own_failures": int(attempts.pending[row]),
                 "threshold": _BY_SOURCE if by_source[at] else _BY_ACCOUNT,
+                "part_of": () if by_source[at] else [n for n, a in attacks.items() if a.serial[row] > 0],
             }
 
         return [self._finding(*grown) for grown in self._campaigns.grown(followed, story_of, attempts.news())]
@@ -177,7 +185,7 @@ class Compromise:
             row = int(rows[at])
             failures = max(int(conviction.attempts[row]) for conviction in convictions)
             told = attempts.story_of(row, f"{self.name} before")
-            return told | {"failures": failures, "threshold": _BY_SOURCE}
+            return told | {"failures": failures, "threshold": _BY_SOURCE, "part_of": ()}
 
         return [
             self._finding(record, {**story, "user": record.names[0] if len(record.names) == 1 else ""})
@@ -216,6 +224,7 @@ class Compromise:
             lines=record.lines,
             samples=story["samples"],
             trigger_line=record.trigger_line,
+            part_of=tuple(story.get("part_of", ())),
             provenance=record.provenance,
             blockable=(source,) if record.blockable and shared < SHARED else (),
         )

@@ -147,6 +147,7 @@ class CredentialStuffing:
             lines=record.lines,
             samples=story["samples"],
             provenance=record.provenance,
+            trigger_line=record.trigger_line,
         )
 
     def standing(self, source: U64, credit: int, now_ns: int) -> list[Standing]:

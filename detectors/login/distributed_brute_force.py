@@ -158,6 +158,7 @@ class DistributedBruteForce:
             lines=record.lines,
             samples=story["samples"],
             provenance=record.provenance,
+            trigger_line=record.trigger_line,
         )
 
     def standing(self, source: U64, credit: int, now_ns: int) -> list[Standing]:
