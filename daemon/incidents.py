@@ -1,8 +1,8 @@
 """Incidents: findings that belong together, with a priority and an explanation.
 
 `Correlator` is a pure function of the findings that it is given, in their order: no clock, no input or output.
-Findings join an incident by the keys of joining.py when the last finding that joined it was raised less than the
-gap before: the moment at which a finding was raised does not depend on how its events were divided into batches.
+Findings join an incident by the keys of joining.py when the last finding that joined it was raised, or the campaign
+that the new one follows ended, less than the gap before: neither depends on how events were divided into batches.
 An incident grows; its id comes from its first finding. What people and sinks see of it is masked (masking.py).
 """
 
@@ -58,6 +58,9 @@ STRENGTH = {
 """By kind, which findings stay when an incident has too many; 1 for all others. A finding's own severity may
 grow, and when it is seen to depends on batches."""
 
+SUCCESSIVE = frozenset({"brute_force", "password_spray", "distributed_brute_force", "credential_stuffing"})
+"""Kinds of which one entity has one campaign at a time."""
+
 
 class Told(NamedTuple):
     """What the sinks heard of an incident with its last revision."""
@@ -108,6 +111,22 @@ class Incident:
     def raised_ns(self) -> int:
         """When the newest of its findings was raised."""
         return max(f.time_ns for f in self.findings.values())
+
+    def ended_before(self, finding: Finding) -> int:
+        """When the last campaign ended that the finding's own follows, 0 = it follows none.
+
+        One of the same source, account or site has ended for good when the next begins: unlike other ends, this
+        one no longer depends on batches.
+        """
+        if finding.kind not in SUCCESSIVE:
+            return 0
+        same = (
+            f.end_ns
+            for f in self.findings.values()
+            if (f.detector, f.kind, f.entity) == (finding.detector, finding.kind, finding.entity)
+            and f.time_ns < finding.time_ns
+        )
+        return max(same, default=0)
 
     @property
     def priority(self) -> str:
@@ -371,8 +390,10 @@ class Correlator:
     def _holder(self, key: str, finding: Finding) -> Incident | None:
         """The incident that a finding joins by a key: the last to be raised with it, not too long before."""
         incident = self._open.get(self._by_key.get(key, ""))
-        near = incident is not None and finding.time_ns - incident.raised_ns <= self._gap_ns
-        return incident if near else None
+        if incident is None:
+            return None
+        last_ns = max(incident.raised_ns, incident.ended_before(finding))
+        return incident if finding.time_ns - last_ns <= self._gap_ns else None
 
     def _join(self, incident: Incident, finding: Finding) -> None:
         left = [key for key in join_keys(finding).left if self._holder(key, finding) in (None, incident)]

@@ -433,6 +433,17 @@ def test_an_incident_that_comes_back_to_memory_takes_nothing_from_a_newer_one() 
     assert (grown.incident, scan.incident) == (old, new.incident)
 
 
+def test_a_campaign_that_follows_a_long_one_of_the_same_source_joins_it() -> None:
+    correlator = Correlator()
+    correlator.apply([finding(end_ns=80 * HOUR)])
+    [next_] = correlator.apply([finding(at_ns=90 * HOUR)])
+    assert not next_.new
+    correlator = Correlator()
+    correlator.apply([finding(end_ns=80 * HOUR)])
+    [other] = correlator.apply([finding(kind="port_scan", at_ns=90 * HOUR)])
+    assert other.new
+
+
 TAKEN = account("account_compromise", "ada", HOUR, S1, severity=95)
 PROMPTED = account("mfa_fatigue", "ada", HOUR, S1, severity=95, figures={"successes": 1})
 AT_ROOT = finding(S1, users=("root",))
