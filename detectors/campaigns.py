@@ -74,6 +74,12 @@ class Followed:
     kept: I64  # what `kept` was at the event that opened the campaign
     live: Bool  # whether the campaign goes on at this event, or its last events were somebody else's
 
+    @classmethod
+    def of(cls, columns: I64) -> Followed:
+        """From `int64[6, n]`, the first six fields: live is what belongs to a campaign."""
+        serial, start_ns, before_ns, marks_of, attempts, kept = columns
+        return cls(serial, start_ns, before_ns, marks_of, attempts, kept, live=serial > 0)
+
 
 def marks(lines: I64, provenance: NDArray[Any], blockable: NDArray[Any], weights: I64) -> I64:
     """What the trail keeps of each event beside item and time, packed into one number."""
@@ -142,8 +148,7 @@ class Campaigns:
             self._records, self._record_names, self._newest, self._names.keys, self._names.rows, self._name_text,
             np.full(len(self._records), -1, np.int64), out,
         )  # fmt: skip
-        serial, start_ns, before_ns, marked_as, attempts, kept_then = out.T
-        return Followed(serial, start_ns, before_ns, marked_as, attempts, kept_then, live=serial > 0)
+        return Followed.of(out.T)
 
     def grown(
         self,

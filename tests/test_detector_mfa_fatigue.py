@@ -16,7 +16,7 @@ from gatewatch.detectors.registry import LoginDetection, login_detectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-KEY = b"site"
+KEY = b"a site's own key"
 START = 1_770_000_000
 HOME, AWAY, FAR = "198.51.100.9", "192.0.2.44", "203.0.113.7"
 DENIED = "Login request denied."

@@ -60,7 +60,7 @@ class MfaFatigue:
         rows = np.flatnonzero((attempts.user != 0) & ((attempts.denied > 0) | asked))
         whole: I64 = np.zeros((6, len(attempts.row)), np.int64)
         if not len(rows):
-            return Followed(*whole), []
+            return Followed.of(whole), []
         strange, success, denied = new[rows], attempts.success[rows], attempts.denied[rows]
         user, time_ns = attempts.user[rows], attempts.time_ns[rows]
         key = np.where(strange, user, join_keys(user, np.ones(len(rows), np.uint64)))
@@ -100,7 +100,7 @@ class MfaFatigue:
 
             found += [self._bombing(*grown) for grown in pace.campaigns.grown(said, story_of)]
         chosen = rows[takes_part & success & (whole[0, rows] > 0)]
-        return Followed(*whole), found + self._let_through(attempts, chosen, whole[4])
+        return Followed.of(whole), found + self._let_through(attempts, chosen, whole[4])
 
     def update(self, attempts: Attempts) -> list[Finding]:
         return self.follow(attempts)[1]
