@@ -220,8 +220,21 @@ class Store(Options):
     )
 
 
+class Geo(Options):
+    """Databases in MaxMind's format (.mmdb) that say where addresses are; without them no place is judged."""
+
+    city: RelativePath | None = Field(
+        default=None,
+        description="Countries and places: GeoLite2 City, or one of its kind. A country database has no places. "
+        "A replaced file is taken within a minute.",
+    )
+    asn: RelativePath | None = Field(
+        default=None, description="Autonomous systems: GeoLite2 ASN, or one of its kind."
+    )
+
+
 class Detection(Options):
-    """Time, as detection sees it."""
+    """What all detectors share: time, and where addresses are."""
 
     future_skew_s: int = Field(
         default=300,
@@ -249,6 +262,7 @@ class Detection(Options):
         description="Incidents that are aimed at one of these come before others: root, and whoever may become root "
         "(the members of `sudo` or `wheel`).",
     )
+    geo: Geo = Field(default=Geo(), description="Where addresses are.")
 
 
 class Config(Options):
@@ -283,7 +297,9 @@ class Config(Options):
         {"alerts": JsonlSink()}, description="Where alerts go, by a name of your choice."
     )
     store: Store = Field(default=Store(), description="The database.")
-    detection: Detection = Field(default=Detection(), description="Time, as detection sees it.")
+    detection: Detection = Field(
+        default=Detection(), description="Time, as detection sees it, and where addresses are."
+    )
 
     def state_folder(self) -> Path:
         """Where this process keeps its state; the folder need not exist."""

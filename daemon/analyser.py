@@ -22,7 +22,7 @@ from ..config.values import duration_text
 from ..detectors.finding import Finding
 from ..playbooks.engine import Engine
 from . import recovery
-from .assembly import build_correlator, build_detection, parser_options, provenance_of
+from .assembly import build_correlator, build_detection, build_geography, parser_options, provenance_of
 from .benign import LONGEST_S, Benign, BenignList
 from .collectors.shared import PacketSource
 from .control import serve_commands
@@ -48,6 +48,7 @@ REST_S = 5.0
 """How long an incident must have been quiet before what it grew by is told."""
 HEALTH_S = 5.0
 PRUNE_S = 86_400.0
+PLACES_S = 60.0
 DAY_NS = 86_400 * NS_PER_S
 
 
@@ -59,6 +60,7 @@ class Analyser:
         self.store = Store.open(parts.state / "analyser" / "gatewatch.db")
         self._hash_key = self.store.hash_key()
         self.feeds = self._make_feeds()
+        self._geography = build_geography(parts.config)
         self._detection = self._make_detection()
         self._correlator = build_correlator(parts.config, parts.rails)
         self._correlator.recall = self._recall
@@ -109,6 +111,7 @@ class Analyser:
             serve_commands(self.parts.commands, self._command),
             self._take_handovers(),
             self._tick(),
+            self._renew_places(),
         ]
         tasks = [asyncio.ensure_future(w) for w in work]
         stop = asyncio.ensure_future(self._stopping.wait())
@@ -146,7 +149,7 @@ class Analyser:
         return {feed.name: feed for feed in feeds}
 
     def _make_detection(self) -> Detection:
-        return build_detection(self.parts.config, list(self.parts.local), self._hash_key)
+        return build_detection(self.parts.config, list(self.parts.local), self._hash_key, self._geography)
 
     def _recover(self) -> None:
         """The state of the last snapshot, then what was read since, once more; incidents come from their rows."""
@@ -400,6 +403,15 @@ class Analyser:
             if self._trouble and not kept_back:
                 self._trouble = ""
                 self.parts.say("all is saved again")
+
+    async def _renew_places(self) -> None:
+        """Takes databases of places that were replaced."""
+        loop = asyncio.get_running_loop()
+        while self._geography is not None:
+            await asyncio.sleep(PLACES_S)
+            for problem in await loop.run_in_executor(None, self._geography.refresh):
+                self.parts.say(problem)
+        await self._stopping.wait()
 
     def _save_dirty(self) -> None:
         """What grew, and what could not be saved before."""

@@ -24,6 +24,7 @@ from .ranking import PRIVILEGED
 if TYPE_CHECKING:
     from ..config.schema import AllowRule as AllowOption
     from ..config.schema import Config
+    from .geography import Geography
 
 
 def load_rails(config: Config | None) -> rails_file.Rails | None:
@@ -81,10 +82,22 @@ def detection_settings(config: Config | None, local: Sequence[str]) -> Detection
     )
 
 
-def build_detection(config: Config | None, local: Sequence[str], hash_key: bytes) -> Detection:
+def build_geography(config: Config | None) -> Geography | None:
+    """The databases of places; None where none is configured. Raises ConfigError naming the file."""
+    if config is None or not (config.detection.geo.city or config.detection.geo.asn):
+        return None
+    from .geography import Geography
+
+    city, asn = config.detection.geo.city, config.detection.geo.asn
+    return Geography(Path(city) if city else None, Path(asn) if asn else None)
+
+
+def build_detection(
+    config: Config | None, local: Sequence[str], hash_key: bytes, geography: Geography | None = None
+) -> Detection:
     """All detectors with the configured thresholds. Raises ConfigError naming an unknown option."""
     try:
-        return Detection(detection_settings(config, local), hash_key)
+        return Detection(detection_settings(config, local), hash_key, geography)
     except ValueError as error:
         raise ConfigError(f"detectors: {error}", remedy="see docs/detection.md for the options") from error
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from .collectors.flows import FlowTable
 from .collectors.parsers.scan import keyed_hash
 from .events import NS_PER_S, AuthBatch, Direction, FlowBatch, FlowState, Outcome, address_columns
 from .incidents import CRITICALITY
+
+if TYPE_CHECKING:
+    from .geography import Geography
 
 MOST_HANDSHAKES = 65_536
 """Of how many sources a completed handshake is remembered, for corroboration."""
@@ -49,13 +52,16 @@ class Detection:
     ----------
     settings : thresholds, allow-lists and own networks.
     hash_key : 16 bytes that key the hashes under which state is held.
+    geography : where addresses are; None where no database is configured.
     """
 
-    def __init__(self, settings: DetectionSettings, hash_key: bytes) -> None:
+    def __init__(
+        self, settings: DetectionSettings, hash_key: bytes, geography: Geography | None = None
+    ) -> None:
         self._settings = settings
         of_flows = {n: o for n, o in settings.detectors.items() if n in FLOW_DETECTORS}
         of_logins = {n: o for n, o in settings.detectors.items() if n not in FLOW_DETECTORS}
-        self._login = login_detectors(of_logins, hash_key)
+        self._login = login_detectors(of_logins, hash_key, geography)
         self._network = network_detectors(of_flows, settings.ingress, settings.egress, hash_key)
         self._table = FlowTable(settings.local, capacity=settings.flow_capacity, hash_key=hash_key)
         self._handshakes: OrderedDict[tuple[int, int, int], int] = OrderedDict()

@@ -12,6 +12,7 @@ import re
 import shutil
 import struct
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -29,8 +30,9 @@ CAP_NET_ADMIN, CAP_NET_RAW = 12, 13
 STA_UNSYNC, TIME_ERROR = 0x0040, 5
 """linux/timex.h."""
 
-LIBRARIES = ("numpy", "Cython", "pydantic", "msgspec", "asyncinotify", "typer", "rich", "PyYAML")
+LIBRARIES = ("numpy", "Cython", "pydantic", "msgspec", "asyncinotify", "typer", "rich", "PyYAML", "maxminddb")
 LEAST_FREE_BYTES, LOW_FREE_BYTES = 100 << 20, 1 << 30
+MOST_DAYS_OF_PLACES = 60
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -60,6 +62,7 @@ def examine(config: Config, *, socket: Path, file: Path | None = None) -> Iterat
         lambda: _interfaces(config),
         lambda: _logs(config),
         lambda: _journal(config),
+        lambda: _places(config),
         _clock,
         lambda: _state_folder(config),
         lambda: _rails(config),
@@ -275,6 +278,23 @@ def _journal(config: Config) -> Iterator[Check]:
         return
     state: State = "fail" if enabled is True else "warn"
     yield Check("journal", state, reason, "set collectors.journal.enabled: false where logs are files")
+
+
+def _places(config: Config) -> Iterator[Check]:
+    from .assembly import build_geography
+
+    geography = build_geography(config)
+    if geography is None:
+        detail = "no database (detection.geo): neither new countries nor impossible travel are seen"
+        yield Check("places", "ok", detail)
+        return
+    for path, built_s in geography.built().items():
+        days = int(time.time() - built_s) // 86_400
+        detail = f"{path}, made {days} days ago"
+        if days > MOST_DAYS_OF_PLACES:
+            yield Check("places", "warn", detail, "fetch a newer one: addresses change hands")
+        else:
+            yield Check("places", "ok", detail)
 
 
 def _clock() -> Iterator[Check]:

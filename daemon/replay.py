@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .assembly import build_correlator, build_detection, load_rails, parser_options
+from .assembly import build_correlator, build_detection, build_geography, load_rails, parser_options
 from .collectors.capture import Capture, is_capture
 from .collectors.parsers.registry import detect_format, make_parser
 from .collectors.stored import read_chunks
@@ -59,7 +59,7 @@ class Replay:
         own = config.network.local if config is not None else "auto"
         networks = list(local) or ([] if own == "auto" else [str(n) for n in own])
         rails = load_rails(config)
-        self._detection: Detection = build_detection(config, networks, HASH_KEY)
+        self._detection: Detection = build_detection(config, networks, HASH_KEY, build_geography(config))
         self._correlator: Correlator = build_correlator(config, rails)
         self._options = parser_options(config, rails, HASH_KEY, year=year)
         self._format = format

@@ -79,10 +79,9 @@ class Recalled:
         return Place(latitude, longitude, time_ns, accuracy, rest & 0xFF, network, rest >> 8)
 
 
-def packed(latitude: I64, longitude: I64) -> I64:
+def packed(latitude: int, longitude: int) -> int:
     """Latitude and longitude, in 1e-4 degrees, as one number that is never 0."""
-    made: I64 = (latitude + 90 * _DEGREE + 1) << 32 | (longitude + 180 * _DEGREE)
-    return made
+    return (latitude + 90 * _DEGREE + 1) << 32 | (longitude + 180 * _DEGREE)
 
 
 def unpacked(place: int) -> tuple[int, int]:

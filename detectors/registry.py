@@ -23,6 +23,7 @@ from .login.password_spray import PasswordSpray
 from .login.rotation import Rotation
 from .network.allowlist import AllowList, AllowRule
 from .network.port_scan import PortScan
+from .profiles import Locator
 from .standing import Standing
 
 Options = Mapping[str, Mapping[str, Any]]
@@ -71,9 +72,9 @@ def _make(detectors: Mapping[str, Callable[..., Any]], options: Options, **site:
 class LoginDetection:
     """All login detectors over one stage that turns lines into attempts."""
 
-    def __init__(self, options: Options, hash_key: bytes) -> None:
+    def __init__(self, options: Options, hash_key: bytes, geography: Locator | None = None) -> None:
         self._detectors = _make(AUTH_DETECTORS, options)
-        self._stage = AttemptStage(hash_key)
+        self._stage = AttemptStage(hash_key, geography=geography)
 
     def update(self, batch: AuthBatch) -> list[Finding]:
         """Findings new or grown, in the order of the events that raised them."""
@@ -173,9 +174,12 @@ def _in_order(found: list[Finding]) -> list[Finding]:
     )
 
 
-def login_detectors(options: Options, hash_key: bytes) -> LoginDetection:
-    """`options`: for each name in AUTH_DETECTORS its constructor's options. Raises ValueError naming the key."""
-    return LoginDetection(options, hash_key)
+def login_detectors(options: Options, hash_key: bytes, geography: Locator | None = None) -> LoginDetection:
+    """`options`: for each name in AUTH_DETECTORS its constructor's options. Raises ValueError naming the key.
+
+    `geography` knows where addresses are; without it no place of a login is judged.
+    """
+    return LoginDetection(options, hash_key, geography)
 
 
 def network_detectors(

@@ -227,8 +227,8 @@ def test_a_user_who_comes_from_a_new_network_each_time_is_known_for_it() -> None
 
 
 def test_the_last_place_is_told_with_what_was_usual_there() -> None:
-    berlin = (packed(np.array([525200]), np.array([134000]))[0], 20, 0x5B21_0001, 4)
-    lagos = (packed(np.array([-331234]), np.array([-1512100]))[0], 50, 0x2A0A_A540_0000_0001, 6)
+    berlin = (packed(525200, 134000), 20, 0x5B21_0001, 4)
+    lagos = (packed(-331234, -1512100), 50, 0x2A0A_A540_0000_0001, 6)
     told = ask(
         Profiles(),
         [{"at": 1, "place": berlin}, {"at": 2}, {"at": 3, "place": lagos}, {"at": 4, "place": berlin}],
@@ -247,7 +247,7 @@ def test_the_last_place_is_told_with_what_was_usual_there() -> None:
 
 @given(st.integers(-900_000, 900_000), st.integers(-1_800_000, 1_800_000))
 def test_a_place_is_packed_without_loss(latitude: int, longitude: int) -> None:
-    place = int(packed(np.array([latitude]), np.array([longitude]))[0])
+    place = packed(latitude, longitude)
     assert place != 0
     assert unpacked(place) == (latitude, longitude)
 

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from figures import machine, table
 from . import peers
 from .generate import write
 from .labels import read_labels
+from .places import write_config
 from .scenarios import FOLDER, NAMES, held_out, load, sized
 from .score import Claim, Row, Score, rows, score
 from .site import Options
@@ -45,13 +47,22 @@ def measured(options: Options, folder: Path, detectors: dict[str, Detector]) -> 
     return {name: score(known, detect(log)) for name, detect in detectors.items()}
 
 
-def available(names: list[str], log: Path) -> dict[str, Detector]:
-    """The detectors of these names that run here; what is missing is said once."""
+def available(names: list[str], log: Path, places: bool) -> dict[str, Detector]:
+    """The detectors of these names that run here; what is missing is said once.
+
+    `places`: Gatewatch is handed a database of places; its configuration lies beside `log`.
+    """
+    known: dict[str, Detector] = dict(peers.PEERS)
+    if places and "Gatewatch" in names:
+        try:
+            known["Gatewatch"] = partial(peers.gatewatch, config=write_config(log.parent))
+        except ImportError:
+            print("Gatewatch: without a database of places: pip install mmdb_writer makes one", flush=True)
     found: dict[str, Detector] = {}
     for name in names:
         try:
-            peers.PEERS[name](log)
-            found[name] = peers.PEERS[name]
+            known[name](log)
+            found[name] = known[name]
         except peers.Missing as missing:
             print(f"{name}: left out, {missing}", flush=True)
     return found
@@ -162,6 +173,9 @@ def main() -> int:
         "--only", nargs="+", choices=list(peers.PEERS), default=list(peers.PEERS), help="detectors"
     )
     parser.add_argument(
+        "--no-places", action="store_true", help="Gatewatch without a database of countries and places"
+    )
+    parser.add_argument(
         "--most", type=int, default=12, metavar="N", help="how many of those missed and accused are named"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="everything, for comparison later")
@@ -183,7 +197,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = chosen.keep or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        detectors = available(chosen.only, _one_line(folder))
+        detectors = available(chosen.only, _one_line(folder), not chosen.no_places)
         for size in chosen.sizes:
             total = {name: Score() for name in detectors}
             for title, options in plans:

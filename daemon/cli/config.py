@@ -90,7 +90,7 @@ def check(
     path = file or config
     loaded = load_with_origin(path)
     wrong: list[str] = []
-    for part in (_check_detectors, _check_playbooks, _check_rails):
+    for part in (_check_detectors, _check_places, _check_playbooks, _check_rails):
         try:
             print(part(loaded))
         except ConfigError as error:
@@ -103,6 +103,13 @@ def check(
         )
     else:
         print(f"{path or DEFAULT_FILE}: ok, mode {loaded.config.mode}")
+
+
+def _check_places(loaded: Loaded) -> str:
+    from ..assembly import build_geography
+
+    places = build_geography(loaded.config)
+    return f"places: ok, {', '.join(map(str, places.built()))}" if places else "places: no database is named"
 
 
 def _check_detectors(loaded: Loaded) -> str:

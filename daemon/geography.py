@@ -1,0 +1,215 @@
+"""Where addresses are, by databases in MaxMind's format: country, place, autonomous system.
+
+A database is read whole into memory by the pure Python reader: a file that shrinks while it is mapped would end the
+process, and a damaged one must not reach C code. What a record says is checked field by field; a record that
+cannot be read is an address of unknown place, never an error.
+
+Format: MaxMind DB File Format Specification 2.0 (maxmind.github.io/MaxMind-DB); fields as in GeoIP2 City, Country
+and ASN.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..detectors.profiles import packed
+from .errors import ConfigError
+from .events import I64, U8, U64
+
+MOST_BYTES = 1 << 30
+MOST_CACHED = 65_536
+"""Addresses whose answer is kept; the one asked longest ago goes first."""
+ACCURACY_KM = 100
+"""Taken where a database has places and does not say how exact they are."""
+
+Answer = tuple[int, int, int, int]
+"""Country, autonomous system, packed place, accuracy; 0 = unknown."""
+NOTHING: Answer = (0, 0, 0, 0)
+
+
+class Geography:
+    """Answers for addresses from one or two databases.
+
+    Parameters: `city` and `asn` (files, or None). Either may be of either kind, or hold both. Raises ConfigError
+    naming the file. Everything is read in the constructor and in `refresh`; `columns` opens nothing.
+    """
+
+    def __init__(self, city: Path | None, asn: Path | None) -> None:
+        self._databases = [_Database(path) for path in (city, asn) if path is not None]
+        self._cache: dict[tuple[int, int, int], Answer] = {}
+
+    def columns(self, address: U64, family: U8) -> tuple[I64, I64, I64]:
+        """For addresses `uint64[n, 2]`: country (both letters as one number), autonomous system (both `int64[n]`),
+        and `int64[n, 4]`: latitude and longitude packed, accuracy in kilometres, network, family; 0 = unknown.
+        """
+        whole = np.column_stack((address, family.astype(np.uint64)))
+        distinct, back = np.unique(whole, axis=0, return_inverse=True)
+        answers: I64 = np.array([self._answer(*one) for one in distinct.tolist()], np.int64).reshape(-1, 4)
+        found = answers[back.reshape(-1)]
+        places: I64 = np.zeros((len(found), 4), np.int64)
+        placed = found[:, 2] != 0
+        places[:, :2] = found[:, 2:]
+        network = np.where(family == 6, address[:, 0], address[:, 1]).view(np.int64)
+        places[:, 2] = np.where(placed, network, 0)
+        places[:, 3] = np.where(placed, family, 0)
+        return found[:, 0].copy(), found[:, 1].copy(), places
+
+    def refresh(self) -> list[str]:
+        """Takes files that were replaced. Returns what is wrong, each once; then the former content stays."""
+        said: list[str] = []
+        for database in self._databases:
+            said += database.refresh()
+        if any(database.fresh for database in self._databases):
+            self._cache.clear()
+        return said
+
+    def built(self) -> dict[Path, int]:
+        """When each database was made, in seconds since 1970."""
+        return {database.path: database.built_s for database in self._databases}
+
+    def _answer(self, high: int, low: int, family: int) -> Answer:
+        key = (family, high if family == 6 else 0, 0 if family == 6 else low)
+        found = self._cache.pop(key, None)
+        if found is None:
+            found = self._look_up(high, low, family)
+            while len(self._cache) >= MOST_CACHED:
+                del self._cache[next(iter(self._cache))]
+        self._cache[key] = found
+        return found
+
+    def _look_up(self, high: int, low: int, family: int) -> Answer:
+        """Of IPv6 the first address of the /64: what a user has of it is no matter."""
+        if family not in (4, 6):
+            return NOTHING
+        address = IPv6Address(high << 64) if family == 6 else IPv4Address(low)
+        country = system = place = accuracy = 0
+        for database in self._databases:
+            record = database.record(address)
+            country = country or _country(record)
+            system = system or _system(record)
+            if not place:
+                place, accuracy = _place(record)
+        return country, system, place, accuracy
+
+
+class _Database:
+    """One file. `fresh`: the last `refresh` read it anew."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.fresh = False
+        self._identity = _identity(path)
+        self._said = ""
+        self._damaged = False
+        self._reader = _open(path)
+
+    @property
+    def built_s(self) -> int:
+        return int(self._reader.metadata().build_epoch)
+
+    def record(self, address: IPv4Address | IPv6Address) -> Mapping[str, Any]:
+        if address.version == 6 and self._reader.metadata().ip_version == 4:
+            return {}
+        try:
+            found = self._reader.get(address)
+        except Exception:
+            self._damaged = True
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def refresh(self) -> list[str]:
+        self.fresh = False
+        problem = f"{self.path}: damaged: some addresses have no place" if self._damaged else ""
+        try:
+            identity = _identity(self.path)
+            if identity != self._identity:
+                self._identity = identity
+                self._reader = _open(self.path)
+                self.fresh, self._damaged, self._said, problem = True, False, "", ""
+            elif self._said and not problem:
+                return []
+        except ConfigError as error:
+            problem = f"{error.message}; what was read before stays in use"
+        if problem in ("", self._said):
+            return []
+        self._said = problem
+        return [problem]
+
+
+def _identity(path: Path) -> str:
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: {error.strerror}", remedy="correct detection.geo, or leave it out"
+        ) from error
+    return f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns}"
+
+
+def _open(path: Path) -> Any:
+    import maxminddb
+
+    remedy = "detection.geo takes databases in MaxMind's format (.mmdb), such as GeoLite2 City and ASN"
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MOST_BYTES:
+                raise ConfigError(f"{path}: {size:,} bytes; at most {MOST_BYTES:,} are read", remedy=remedy)
+            reader = maxminddb.open_database(file, maxminddb.MODE_FD)
+        metadata = reader.metadata()
+        if metadata.ip_version not in (4, 6) or not 0 <= int(metadata.build_epoch) < 1 << 40:
+            raise ValueError("its metadata makes no sense")
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: {error.strerror}", remedy="the analyser's user must be able to read it"
+        ) from error
+    except ConfigError:
+        raise
+    except Exception as error:
+        said = str(error).replace(f"({path})", "").strip() or type(error).__name__
+        raise ConfigError(f"{path}: no database of places: {said}", remedy=remedy) from error
+    return reader
+
+
+def _within(record: Any, *names: str) -> Any:
+    for name in names:
+        record = record.get(name) if isinstance(record, dict) else None
+    return record
+
+
+def country_number(code: str) -> int:
+    """`DE` as one number of 16 bits; 0 where it is no code of two capital letters (ISO 3166-1)."""
+    good = len(code) == 2 and code.isascii() and code.isalpha() and code.isupper()
+    return ord(code[0]) << 8 | ord(code[1]) if good else 0
+
+
+def country_text(number: int) -> str:
+    return chr(number >> 8) + chr(number & 0xFF) if number else ""
+
+
+def _country(record: Mapping[str, Any]) -> int:
+    code = _within(record, "country", "iso_code")
+    return country_number(code) if isinstance(code, str) else 0
+
+
+def _system(record: Mapping[str, Any]) -> int:
+    number = record.get("autonomous_system_number")
+    return number if type(number) is int and 0 < number < 1 << 32 else 0
+
+
+def _place(record: Mapping[str, Any]) -> tuple[int, int]:
+    latitude, longitude = _within(record, "location", "latitude"), _within(record, "location", "longitude")
+    if not all(isinstance(x, int | float) for x in (latitude, longitude)):
+        return 0, 0
+    if not (-90 <= latitude <= 90 and -180 <= longitude <= 180):
+        return 0, 0
+    accuracy = _within(record, "location", "accuracy_radius")
+    if type(accuracy) is not int or not 0 < accuracy <= 20_000:
+        accuracy = ACCURACY_KM
+    return packed(round(latitude * 10_000), round(longitude * 10_000)), accuracy
