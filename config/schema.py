@@ -35,6 +35,8 @@ DetectorName = Literal[
     "credential_stuffing",
     "mfa_fatigue",
     "compromise",
+    "new_access",
+    "impossible_travel",
     "allowlist",
     "port_scan",
 ]

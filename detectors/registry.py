@@ -18,7 +18,9 @@ from .login.brute_force import BruteForce
 from .login.compromise import Compromise
 from .login.credential_stuffing import CredentialStuffing
 from .login.distributed_brute_force import DistributedBruteForce
+from .login.impossible_travel import ImpossibleTravel
 from .login.mfa_fatigue import MfaFatigue
+from .login.new_access import NewAccess
 from .login.password_spray import PasswordSpray
 from .login.rotation import Rotation
 from .network.allowlist import AllowList, AllowRule
@@ -42,6 +44,8 @@ SITE_DETECTORS: dict[str, Callable[..., Any]] = {
 """Those that follow many sources at once, an account's or all: the same, once it is known who is convicted alone."""
 JUDGING_DETECTORS: dict[str, Callable[..., Any]] = {
     "compromise": Compromise,
+    "new_access": NewAccess,
+    "impossible_travel": ImpossibleTravel,
 }
 """Those that judge logins by what the others follow: `update(attempts, convictions)`."""
 AUTH_DETECTORS = SOURCE_DETECTORS | SITE_DETECTORS | JUDGING_DETECTORS

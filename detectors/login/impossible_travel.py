@@ -1,0 +1,176 @@
+"""Impossible travel: one user at two places between which nobody gets that fast."""
+
+from __future__ import annotations
+
+from math import asin, cos, radians, sin, sqrt
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from ...daemon.events import I64, NS_PER_S, U64
+from ..addressing import join_keys
+from ..campaigns import Campaigns, Record, marks
+from ..finding import EntityType, Finding, Kind, finding_id
+from ..profiles import ASN, RANGE, SITE_RANGE, Place, unpacked
+from ..standing import Standing
+from ..tables import NS_PER_DAY, DistinctCounter
+from .attempts import Attempts
+
+_EARTH_KM = 6371.0  # mean radius (IUGG)
+_HOUR_NS = 3600 * NS_PER_S
+_MONTH_NS = 30 * NS_PER_DAY
+
+
+class _Jump(NamedTuple):
+    """From the place before to that of `row`. `stranger`: the network of the two that is not usual."""
+
+    row: int
+    stranger: U64
+    text: str
+    distance_km: int
+    minutes: int
+
+
+class ImpossibleTravel:
+    """Two successive successes of a user (ATT&CK T1078) farther apart than anybody travels in the time between.
+
+    The distance is that of a great circle less the accuracy of both places. It is raised from `least_km` on where
+    `speed` kilometres an hour do not reach, and where one of the two networks is not usual: neither its range
+    for the user or the site, nor its autonomous system for the user (a phone's carrier has one place for a whole
+    country). From the fourth such network of a user within a month on, who then uses a VPN, it is low. Without
+    a database of places nothing is raised.
+
+    Parameters: `speed` (int, 1000: airliners cruise at 900), `least_km` (int, 500), `users` (int, 4096).
+    """
+
+    name: ClassVar[str] = "impossible_travel"
+    kinds: ClassVar[tuple[Kind, ...]] = ("impossible_travel",)
+    partition_key: ClassVar[EntityType] = "user"
+
+    def __init__(self, speed: int = 1000, least_km: int = 500, users: int = 4096) -> None:
+        self._speed, self._least_km = speed, least_km
+        self._strangers = DistinctCounter(users, 8, (_MONTH_NS,))
+        self._campaigns = Campaigns(
+            NS_PER_DAY, capacity=users, records=max(8, users // 4), names=users, any_blockable=True
+        )
+
+    def update(self, attempts: Attempts, convictions: object = None) -> list[Finding]:
+        before, place = attempts.recalled.places[:, 0], attempts.place[:, 0]
+        moved = np.flatnonzero((before != 0) & (place != 0) & (before != place))
+        jumps = [jump for row in moved.tolist() if (jump := self._jump(attempts, row))]
+        if not jumps:
+            return []
+        rows: I64 = np.array([jump.row for jump in jumps], np.int64)
+        strangers: U64 = np.array([jump.stranger for jump in jumps], np.uint64)
+        users, time_ns = attempts.user[rows], attempts.time_ns[rows]
+        ones = np.ones(len(rows), np.int64)
+        seen = self._strangers.update(users, strangers, time_ns, ones.astype(np.int8))[:, 0]
+        here = strangers == attempts.source[rows]
+        followed = self._campaigns.update(
+            join_keys(users, strangers),
+            time_ns,
+            np.ones(len(rows), np.bool_),
+            marks(
+                attempts.line[rows],
+                attempts.batch.provenance[attempts.row[rows]],
+                attempts.proven[rows] & here & (seen <= 3),
+                ones,
+            ),
+            users,
+            attempts.spans[rows],
+            attempts.batch.text,
+            time_ns,
+        )
+
+        def story_of(at: int) -> dict[str, Any]:
+            jump = jumps[at]
+            story = attempts.story_of(jump.row, self.name)
+            trigger = int(time_ns[at]), int(attempts.line[jump.row])
+            return {
+                **story,
+                "id": finding_id(self.name, jump.text, *trigger),
+                "entity": jump.text,
+                "user": attempts.user_of(jump.row),
+                "distance_km": jump.distance_km,
+                "minutes": jump.minutes,
+                "networks": int(seen[at]),
+            }
+
+        return [self._finding(*grown) for grown in self._campaigns.grown(followed, story_of)]
+
+    def _jump(self, attempts: Attempts, row: int) -> _Jump | None:
+        before = attempts.recalled.place_of(row)
+        if before is None:
+            return None
+        facts = int(attempts.facts[row])
+        packed, accuracy, _, _ = attempts.place[row].tolist()
+        distance = int(great_circle_km(before, *unpacked(packed))) - before.accuracy - accuracy
+        elapsed_ns = max(0, int(attempts.time_ns[row]) - before.time_ns)
+        if distance < self._least_km or distance * _HOUR_NS <= self._speed * elapsed_ns:
+            return None
+        minutes = elapsed_ns // (60 * NS_PER_S)
+        if not _usual(facts):
+            return _Jump(row, attempts.source[row], attempts.source_of(row), distance, minutes)
+        if not _usual(before.facts):
+            high, low = (before.network & (1 << 64) - 1, 0) if before.family == 6 else (0, before.network)
+            networks = attempts.networks
+            text = networks.text(before.family, high, low)
+            return _Jump(row, networks.key(before.family, high, low), text, distance, minutes)
+        return None
+
+    def _finding(self, record: Record, story: dict[str, Any]) -> Finding:
+        source, user = story["entity"], story["user"]
+        alone = story["networks"] <= 3
+        return Finding(
+            id=story["id"],
+            detector=self.name,
+            kind="impossible_travel",
+            entity_type="user" if user else "source",
+            entity=user or source,
+            time_ns=record.trigger_ns,
+            start_ns=record.start_ns,
+            end_ns=record.end_ns,
+            severity=60 if alone else 30,
+            confidence=0.75 if alone else 0.6,
+            sources=(source,),
+            users=record.names or ((user,) if user else ()),
+            targets=story["targets"],
+            figures={
+                "jumps": record.attempts,
+                "distance": f"{story['distance_km']} km",
+                "time": f"{story['minutes']} min",
+                "credit_users": story["credit"],
+            },
+            threshold=f"farther than {self._speed} km/h reach, and at least {self._least_km} km",
+            baseline="neither this user nor the site is known for this network"
+            if alone
+            else f"the {story['networks']}th such network of this user within a month: a VPN looks like this",
+            techniques=("T1078",),
+            lines=record.lines,
+            samples=story["samples"],
+            provenance=record.provenance,
+            blockable=(source,) if record.blockable else (),
+        )
+
+    def standing(self, convicted: bool) -> list[Standing]:
+        """Nothing of one address: it takes a user and two of them."""
+        return []
+
+    def save(self) -> dict[str, Any]:
+        return {"campaigns": self._campaigns.save(), "strangers": self._strangers.save()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._campaigns.load(state["campaigns"])
+        self._strangers.load(state["strangers"])
+
+
+def _usual(facts: int) -> bool:
+    return facts & (RANGE | ASN | SITE_RANGE) != 0
+
+
+def great_circle_km(place: Place, latitude: int, longitude: int) -> float:
+    """The distance of a place from another, in 1e-4 degrees (haversine; Sinnott, Sky and Telescope 68, 1984)."""
+    first, second = radians(place.latitude / 10_000), radians(latitude / 10_000)
+    across = radians((longitude - place.longitude) / 10_000)
+    half = sin((second - first) / 2) ** 2 + cos(first) * cos(second) * sin(across / 2) ** 2
+    return 2 * _EARTH_KM * asin(min(1.0, sqrt(half)))
