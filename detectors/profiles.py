@@ -95,9 +95,10 @@ class Profiles:
     halved every `memory_ns`; up to 16 networks, 16 wider ones, 8 ranges, 8 countries and 8 autonomous systems,
     each until it has not been used for `memory_ns` (the one longest unused goes first); the place of the last one.
 
-    An hour is usual where one of twenty logins or fewer was within two hours of it; of more, where two of
-    them, and one in fifty, were within one; or where one in two hundred of the site's people's are (a person:
-    no user who is there around the clock), unless two hundred logins of this user know no such hour. A method
+    An hour is usual where two of fewer than twenty logins were within two hours of it; of more, where two, and one in
+    fifty, were within one; or where one in 64 of the site's people's are (those of users known for
+    a day, from networks of theirs, who are not there around the clock), unless two hundred logins of this user
+    know no such hour. A method
     is usual for one in twenty logins. A range, country or autonomous system is usual at the site where one user
     has come back from it after half a day, or a fifth user comes; so two stolen passwords make none.
 

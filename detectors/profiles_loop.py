@@ -165,7 +165,7 @@ def _usual_hour(row: I64, site: I64, hour: cython.longlong) -> cython.bint:
     total: cython.longlong = 0
     at: cython.Py_ssize_t
     if logins < 20 * _ONE:
-        if _around(row, _HOURS, hour, 2) > 0:
+        if _around(row, _HOURS, hour, 2) >= 2 * _ONE:
             return True
     else:
         near = _around(row, _HOURS, hour, 1)
@@ -175,7 +175,7 @@ def _usual_hour(row: I64, site: I64, hour: cython.longlong) -> cython.bint:
             return False
     for at in range(24):
         total += site[at]
-    return total >= 100 * _ONE and _around(site, 0, hour, 1) * 200 >= total
+    return total >= 100 * _ONE and _around(site, 0, hour, 1) * 64 >= total
 
 
 @cython.cfunc
@@ -328,7 +328,7 @@ def recall_profiles(
                 row[_PLACE + 2] = places[i, 1]
                 row[_PLACE + 3] = places[i, 2]
                 row[_PLACE + 4] = places[i, 3] | facts << 8
-            if row[2] != 0 and now - row[2] >= 24 * _HOUR_NS and now // _HOUR_NS > last // _HOUR_NS:
+            if facts & 1 and now - row[2] >= 24 * _HOUR_NS and now // _HOUR_NS > last // _HOUR_NS:
                 hours[hour] += 0 if _around_the_clock(row) else _ONE
             if row[2] == 0:
                 row[2] = now

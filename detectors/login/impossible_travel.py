@@ -37,18 +37,23 @@ class ImpossibleTravel:
     The distance is that of a great circle less the accuracy of both places. It is raised from `least_km` on where
     `speed` kilometres an hour do not reach, and where one of the two networks is not usual: neither its range
     for the user or the site, nor its autonomous system for the user (a phone's carrier has one place for a whole
-    country). From the fourth such network of a user within a month on, who then uses a VPN, it is low. Without
-    a database of places nothing is raised.
+    country). Where that one came first, the user's own login raises it only within `look_back_s`: later it tells
+    what `NewAccess` has told. From the fourth such network of a user within a month on, who then uses a VPN, it
+    is low. Without a database of places nothing is raised.
 
-    Parameters: `speed` (int, 1000: airliners cruise at 900), `least_km` (int, 500), `users` (int, 4096).
+    Parameters: `speed` (int, 1000: airliners cruise at 900), `least_km` (int, 500), `look_back_s` (int,
+    3600), `users` (int, 4096).
     """
 
     name: ClassVar[str] = "impossible_travel"
     kinds: ClassVar[tuple[Kind, ...]] = ("impossible_travel",)
     partition_key: ClassVar[EntityType] = "user"
 
-    def __init__(self, speed: int = 1000, least_km: int = 500, users: int = 4096) -> None:
+    def __init__(
+        self, speed: int = 1000, least_km: int = 500, look_back_s: int = 3600, users: int = 4096
+    ) -> None:
         self._speed, self._least_km = speed, least_km
+        self._look_back_ns = look_back_s * NS_PER_S
         self._strangers = DistinctCounter(users, 8, (_MONTH_NS,))
         self._campaigns = Campaigns(
             NS_PER_DAY, capacity=users, records=max(8, users // 4), names=users, any_blockable=True
@@ -111,7 +116,7 @@ class ImpossibleTravel:
         minutes = elapsed_ns // (60 * NS_PER_S)
         if not _usual(facts):
             return _Jump(row, attempts.source[row], attempts.source_of(row), distance, minutes)
-        if not _usual(before.facts):
+        if not _usual(before.facts) and elapsed_ns <= self._look_back_ns:
             high, low = (before.network & (1 << 64) - 1, 0) if before.family == 6 else (0, before.network)
             networks = attempts.networks
             text = networks.text(before.family, high, low)

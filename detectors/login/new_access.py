@@ -11,12 +11,14 @@ from ..addressing import join_keys
 from ..campaigns import Campaigns, Record, marks
 from ..finding import EntityType, Finding, Kind
 from ..profiles import (
+    ASN,
     COUNTRY,
     HOUR,
     KEYBOARD,
     METHODS,
     NETWORK,
     PASSWORD,
+    RANGE,
     SITE_ASN,
     SITE_COUNTRY,
     SITE_RANGE,
@@ -39,9 +41,10 @@ class NewAccess:
 
     Strange alone is low: a traveller looks the same. It is medium at an hour at which neither the user nor the
     people of the site log in, by a method that the user has never used, or by a password where the user's
-    logins are by public key, all but one or one in twenty. That last one is low where the network is new and not
-    strange, and nobody else comes from it. Not judged: users of fewer than `logins` logins, or known for less
-    than half a day; and those of whose logins a quarter came from new ranges, but for the method.
+    logins are by public key, all but one, and one more for each twenty. That last one is low where the network
+    is new and not strange, and nobody else comes from it. Not judged: users of fewer than `logins` logins, or
+    known for less than half a day; and, but for the method, users of five new ranges or more, where a quarter
+    of their logins brought one.
 
     Parameters: `logins` (int, 4), `users` (int, 4096: pairs of user and source that are remembered at once).
     """
@@ -105,18 +108,22 @@ class NewAccess:
         facts, logins = attempts.facts[rows], attempts.logins[rows]
         country, system = attempts.country[rows], attempts.system[rows]
         placed = (country != 0) | (system != 0)
-        site_knows = (country == 0) | (facts & SITE_COUNTRY > 0)
-        site_knows &= (system == 0) | (facts & SITE_ASN > 0)
-        strange: Bool = (facts & SITE_RANGE == 0) & ~(placed & site_knows)
+
+        def knows(ranges: int, countries: int, systems: int) -> Bool:
+            there: Bool = placed & ((country == 0) | (facts & countries > 0))
+            there &= (system == 0) | (facts & systems > 0)
+            return there | (facts & ranges > 0)
+
         # Before there was a database, no country was learnt.
-        learnt = attempts.recalled.places[rows, 0] != 0
-        strange |= (country != 0) & learnt & (facts & COUNTRY == 0)
+        abroad = (country != 0) & (attempts.recalled.places[rows, 0] != 0) & (facts & COUNTRY == 0)
+        strange = ~knows(RANGE, COUNTRY, ASN) & (~knows(SITE_RANGE, SITE_COUNTRY, SITE_ASN) | abroad)
         method, by_method = attempts.method[rows], attempts.recalled.by_method[rows]
         by_key = attempts.recalled.by_key[rows]
         weak = (method == PASSWORD) | (method == KEYBOARD)
-        weak &= (by_key >= self._logins - 1) & (logins - by_key <= np.maximum(1, logins // 20))
+        weak &= (by_key >= self._logins - 1) & (logins - by_key <= 1 + logins // 20)
         weak &= attempts.credit[rows] == 0
-        wanders = 4 * (attempts.recalled.roamed[rows] - 1) > logins
+        roamed = attempts.recalled.roamed[rows]
+        wanders = (roamed >= 5) & (4 * (roamed - 1) > logins)
         signs = np.where(strange & ~wanders, _QUIET, 0)
         signs |= np.where(signs > 0, np.where(facts & HOUR == 0, _HOUR_TOO, 0), 0)
         signs |= np.where(strange & (method != 0) & (by_method == 0), _QUIET | _NEW_METHOD, 0)
