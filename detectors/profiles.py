@@ -68,6 +68,7 @@ class Recalled:
     roamed: I64  # from a range that was new then
     by_method: I64  # by the method of this event
     by_key: I64  # by public key
+    site_first_ns: I64  # the first success of anybody at the site; 0 = none
     places: I64  # [n, 5], packed; see `place_of`
 
     def place_of(self, at: int) -> Place | None:
@@ -95,12 +96,12 @@ class Profiles:
     halved every `memory_ns`; up to 16 networks, 16 wider ones, 8 ranges, 8 countries and 8 autonomous systems,
     each until it has not been used for `memory_ns` (the one longest unused goes first); the place of the last one.
 
-    An hour is usual where two of fewer than twenty logins were within two hours of it; of more, where two, and one in
-    fifty, were within one; or where one in 64 of the site's people's are (those of users known for
+    An hour is usual where two logins were within four hours of it, of ten or more within two; of twenty or more, where
+    two, and one in fifty, were within one; or where one in 64 of the site's people's are (those of users known for
     a day, from networks of theirs, who are not there around the clock), unless two hundred logins of this user
     know no such hour. A method
-    is usual for one in twenty logins. A range, country or autonomous system is usual at the site where one user
-    has come back from it after half a day, or a fifth user comes; so two stolen passwords make none.
+    is usual for one in twenty logins. A range, country or autonomous system is usual at the site once it is settled
+    for five users, or for one who comes back half a day later; so stolen passwords make none.
 
     Parameters: `users` (16,384), `site` (ranges, countries and systems held: 8,192), `memory_ns` (30 days),
     `settle_ns` (an hour).
@@ -116,7 +117,7 @@ class Profiles:
         self._memory_ns, self._settle_ns = memory_ns, settle_ns
         self._users = Table(users, _COLUMNS, memory_ns // 64)
         self._site = Table(site, 12, memory_ns // 64)
-        self._hours: I64 = np.zeros(25, np.int64)
+        self._hours: I64 = np.zeros(26, np.int64)
 
     def update(
         self,
@@ -140,7 +141,7 @@ class Profiles:
         for column, (kind, keys) in enumerate(zip(_KINDS, named[2:], strict=True)):
             key = keys[rows].view(np.uint64)
             of_site[rows, column] = np.where(key != 0, join_keys(kind, key), np.uint64(0))
-        out: I64 = np.zeros((len(users), 13), np.int64)
+        out: I64 = np.zeros((len(users), 14), np.int64)
         table, site = self._users, self._site
         profiles_loop.recall_profiles(
             table.home(users), users.view(np.int64), time_ns, success, np.stack(named, axis=1),
@@ -148,11 +149,10 @@ class Profiles:
             self._memory_ns, self._settle_ns, self._memory_ns, table.keys, table.rows, site.keys, site.rows,
             self._hours, out,
         )  # fmt: skip
-        logins, first_ns, last_ns, facts, strayed, roamed, by_method, by_key = np.ascontiguousarray(
-            out[:, :8].T
-        )
+        columns = np.ascontiguousarray(out.T)
+        logins, first_ns, last_ns, facts, strayed, roamed, by_method, by_key = columns[:8]
         return Recalled(
-            logins, first_ns, last_ns, facts, strayed, roamed, by_method, by_key, places=out[:, 8:]
+            logins, first_ns, last_ns, facts, strayed, roamed, by_method, by_key, columns[13], out[:, 8:13]
         )
 
     def save(self) -> dict[str, Any]:

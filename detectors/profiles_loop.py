@@ -30,6 +30,7 @@ _HOUR_NS = cython.declare(cython.longlong, 3_600_000_000_000)
 _NEVER = cython.declare(cython.longlong, 0x7FFF_FFFF_FFFF_FFFF)
 _METHOD = cython.declare(cython.longlong, 32)
 _HOUR = cython.declare(cython.longlong, 64)
+_RANGE = cython.declare(cython.Py_ssize_t, 2)  # the first of the sets that the site has as well
 _SITE = cython.declare(cython.longlong, 128)
 _SEEN = cython.declare(cython.Py_ssize_t, 16)
 
@@ -113,11 +114,12 @@ def _known(
 def _known_to_site(
     row: I64,
     user: cython.longlong,
+    settled: cython.bint,
     now: cython.longlong,
     memory: cython.longlong,
     half_day: cython.longlong,
 ) -> cython.bint:
-    """Whether this was usual at the site before; it is once a user returns after half a day, or a fifth comes."""
+    """Whether this was usual at the site before; it is once five users had it settled, or one for half a day."""
     at: cython.Py_ssize_t
     known: cython.bint
     if now - row[1] > memory:
@@ -128,8 +130,8 @@ def _known_to_site(
     known = row[3] != 0
     row[0] = 64 if known else 1
     row[1] = now
-    if known:
-        return True
+    if known or not settled:
+        return known
     at = _SITE_USERS
     while at < row.shape[0] and row[at] != 0 and row[at] != user:
         at += 2
@@ -162,10 +164,12 @@ def _usual_hour(row: I64, site: I64, hour: cython.longlong) -> cython.bint:
     """Whether the user, or the people of the site, log in at about this hour of the day; see `Profiles`."""
     logins: cython.longlong = row[_LOGINS]
     near: cython.longlong
+    reach: cython.longlong
     total: cython.longlong = 0
     at: cython.Py_ssize_t
     if logins < 20 * _ONE:
-        if _around(row, _HOURS, hour, 2) >= 2 * _ONE:
+        reach = 4 if logins < 10 * _ONE else 2
+        if _around(row, _HOURS, hour, reach) >= 2 * _ONE:
             return True
     else:
         near = _around(row, _HOURS, hour, 1)
@@ -252,7 +256,7 @@ def recall_profiles(
 
     `items` columns: the keys of network, wider network, range, country, number; 0 = unknown. `site_items`: those of
     the last three at the site. `places` columns: latitude and longitude packed, accuracy, address, family.
-    `hours` has those of the site and its cell of ageing. `out` columns: see `Profiles`.
+    `hours` has those of the site, its cell of ageing, its first success. `out` columns: see `Profiles`.
     """
     i: cython.Py_ssize_t
     s: cython.Py_ssize_t
@@ -308,7 +312,8 @@ def recall_profiles(
                 key = site_items[i, s]
                 if key != 0:
                     at = _claim(site_keys, site_table, site_home[i, s], key, memory // 64)
-                    if _known_to_site(site_table[at], users[i], now, memory, 12 * _HOUR_NS):
+                    found = facts >> (_RANGE + s) & 1
+                    if _known_to_site(site_table[at], users[i], found, now, memory, 12 * _HOUR_NS):
                         facts |= _SITE << s
             hour = now // _HOUR_NS % 24
             at = _METHODS + methods[i]
@@ -328,6 +333,9 @@ def recall_profiles(
                 row[_PLACE + 2] = places[i, 1]
                 row[_PLACE + 3] = places[i, 2]
                 row[_PLACE + 4] = places[i, 3] | facts << 8
+            out[i, 13] = hours[25]
+            if hours[25] == 0:
+                hours[25] = now
             if facts & 1 and now - row[2] >= 24 * _HOUR_NS and now // _HOUR_NS > last // _HOUR_NS:
                 hours[hour] += 0 if _around_the_clock(row) else _ONE
             if row[2] == 0:

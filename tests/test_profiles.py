@@ -143,7 +143,7 @@ def test_a_user_is_forgotten_after_thirty_days_without_a_success() -> None:
     assert ask(made, [{"at": 24 * 30 + 1, "success": 0}]).first_ns.tolist() == [0]
     told = ask(made, [{"at": 24 * 31}, {"at": 24 * 31 + 2}])
     assert told.first_ns.tolist() == [0, START + 31 * DAY_NS]
-    assert told.logins.tolist() == [0, 1, 2]
+    assert told.logins.tolist() == [0, 1]
 
 
 def test_counts_are_halved_with_every_month() -> None:
@@ -169,9 +169,12 @@ def test_time_that_goes_back_makes_nothing_usual_sooner() -> None:
 
 def test_a_users_hours_are_those_about_which_logins_were() -> None:
     made = Profiles()
-    ask(made, [{"at": at} for at in (9, 11, 12, 14, 21)])
-    told = ask(made, [{"at": 24 + at} for at in (3, 9, 16, 22)])
-    assert [bool(f & HOUR) for f in told.facts] == [False, True, False, False]
+    ask(made, [{"at": at} for at in (9, 11, 12, 14)])
+    told = ask(made, [{"at": 24 + at, "success": 1} for at in (3, 8)])
+    assert [bool(f & HOUR) for f in told.facts] == [False, True]
+    ask(made, [{"at": 48 + at} for at in (9, 11, 12, 14)])
+    told = ask(made, [{"at": at} for at in (72 + 17, 96 + 16)])
+    assert [bool(f & HOUR) for f in told.facts] == [False, True]
 
 
 def test_one_night_of_many_days_is_not_yet_a_users_hour() -> None:
@@ -196,12 +199,15 @@ def test_an_hour_of_the_sites_people_is_usual_and_a_jobs_hours_are_nobodys() -> 
     assert [bool(f & HOUR) for f in told.facts] == [False, True]
 
 
-def test_a_range_is_usual_at_the_site_once_its_user_came_back_or_a_fifth_came() -> None:
+def test_a_range_is_usual_at_the_site_once_it_is_settled_for_five_or_one_stays() -> None:
     made = Profiles()
-    told = ask(made, [{"at": n / 60, "user": n, "network": 4} for n in range(1, 7)])
-    assert [bool(f & SITE_RANGE) for f in told.facts] == [False] * 5 + [True]
-    told = ask(made, [{"at": at, "user": 1, "network": 5} for at in (1, 5, 13, 14)])
-    assert [bool(f & SITE_RANGE) for f in told.facts] == [False, False, False, True]
+    once = [{"at": n / 60, "user": n, "network": 4} for n in range(1, 21)]
+    told = ask(made, once)
+    assert not (told.facts & SITE_RANGE).any()
+    told = ask(made, [{"at": 2 + n / 60, "user": n, "network": 4} for n in range(1, 8)])
+    assert [bool(f & SITE_RANGE) for f in told.facts] == [False] * 5 + [True] * 2
+    told = ask(made, [{"at": at, "user": 1, "network": 5} for at in (1, 5, 13, 17, 18)])
+    assert [bool(f & SITE_RANGE) for f in told.facts] == [False, False, False, False, True]
     assert ask(made, [{"at": 20, "user": 99, "network": 5}]).facts[0] & SITE_RANGE
     assert not ask(made, [{"at": 20 + 24 * 31, "user": 99, "network": 5}]).facts[0] & SITE_RANGE
 
@@ -315,7 +321,18 @@ def test_networks_and_first_logins_are_those_of_a_plain_model(drawn: list[Event]
 
 
 def flat(told: Recalled) -> list[list[Any]]:
-    columns = ("logins", "first_ns", "last_ns", "facts", "strayed", "roamed", "by_method", "by_key", "places")
+    columns = (
+        "logins",
+        "first_ns",
+        "last_ns",
+        "facts",
+        "strayed",
+        "roamed",
+        "by_method",
+        "by_key",
+        "site_first_ns",
+        "places",
+    )
     return [getattr(told, name).tolist() for name in columns]
 
 

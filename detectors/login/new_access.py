@@ -29,6 +29,8 @@ from ..tables import NS_PER_DAY
 from .attempts import Attempts
 
 _HALF_DAY_NS = 12 * 3600 * NS_PER_S
+_ENOUGH = 20
+"""Logins after which a user's own countries say more than those of the site."""
 _QUIET, _METHOD_TOO, _HOUR_TOO, _NEW_METHOD = 1, 2, 4, 8
 
 
@@ -36,15 +38,15 @@ class NewAccess:
     """A success from a network that is new for its user (ATT&CK T1078), weighed by what else is new.
 
     New is what the user's own successes of the last 30 days do not know (`Profiles`); *strange* is a new network
-    in a country that is new for the user, or in a range that nobody at the site is known for and, where a
+    in a country that is new for the user (of twenty logins or more), or in a range that nobody at the site is known for and, where a
     database knows them, of a country or an autonomous system that nobody is known for.
 
     Strange alone is low: a traveller looks the same. It is medium at an hour at which neither the user nor the
     people of the site log in, by a method that the user has never used, or by a password where the user's
     logins are by public key, all but one, and one more for each twenty. That last one is low where the network
     is new and not strange, and nobody else comes from it. Not judged: users of fewer than `logins` logins, or
-    known for less than half a day; and, but for the method, users of five new ranges or more, where a quarter
-    of their logins brought one.
+    known for less than half a day; anybody within a day of the site's first login; and, but for the method,
+    users of five new ranges or more, where a quarter of their logins brought one.
 
     Parameters: `logins` (int, 4), `users` (int, 4096: pairs of user and source that are remembered at once).
     """
@@ -101,6 +103,7 @@ class NewAccess:
         """Successes from a new network, of users of whom enough is known."""
         known = attempts.success & (attempts.logins >= self._logins) & (attempts.pair != 0)
         known &= attempts.time_ns - attempts.user_first_ns >= _HALF_DAY_NS
+        known &= attempts.time_ns - attempts.recalled.site_first_ns >= NS_PER_DAY
         return np.flatnonzero(known & (attempts.facts & (NETWORK | WIDER) == 0))
 
     def _signs(self, attempts: Attempts, rows: I64) -> I64:
@@ -116,6 +119,7 @@ class NewAccess:
 
         # Before there was a database, no country was learnt.
         abroad = (country != 0) & (attempts.recalled.places[rows, 0] != 0) & (facts & COUNTRY == 0)
+        abroad &= logins >= _ENOUGH
         strange = ~knows(RANGE, COUNTRY, ASN) & (~knows(SITE_RANGE, SITE_COUNTRY, SITE_ASN) | abroad)
         method, by_method = attempts.method[rows], attempts.recalled.by_method[rows]
         by_key = attempts.recalled.by_key[rows]
