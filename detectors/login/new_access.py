@@ -31,15 +31,17 @@ from .attempts import Attempts
 _HALF_DAY_NS = 12 * 3600 * NS_PER_S
 _ENOUGH = 20
 """Logins after which a user's own countries say more than those of the site."""
+_SHARED = 5
+"""Users of one source who make it one that the site knows."""
 _QUIET, _METHOD_TOO, _HOUR_TOO, _NEW_METHOD = 1, 2, 4, 8
 
 
 class NewAccess:
     """A success from a network that is new for its user (ATT&CK T1078), weighed by what else is new.
 
-    New is what the user's own successes of the last 30 days do not know (`Profiles`); *strange* is a new network
-    in a country that is new for the user (of twenty logins or more), or in a range that nobody at the site is known for and, where a
-    database knows them, of a country or an autonomous system that nobody is known for.
+    New is what the user's own successes of the last 30 days do not know (`Profiles`). *Strange* is a new network,
+    not shared by five users, in a country that is new for a user of twenty logins or more, or in a range that nobody
+    at the site is known for and, where a database knows them, of a country or autonomous system likewise.
 
     Strange alone is low: a traveller looks the same. It is medium at an hour at which neither the user nor the
     people of the site log in, by a method that the user has never used, or by a password where the user's
@@ -121,6 +123,7 @@ class NewAccess:
         abroad = (country != 0) & (attempts.recalled.places[rows, 0] != 0) & (facts & COUNTRY == 0)
         abroad &= logins >= _ENOUGH
         strange = ~knows(RANGE, COUNTRY, ASN) & (~knows(SITE_RANGE, SITE_COUNTRY, SITE_ASN) | abroad)
+        strange &= attempts.credit[rows] < _SHARED
         method, by_method = attempts.method[rows], attempts.recalled.by_method[rows]
         by_key = attempts.recalled.by_key[rows]
         weak = (method == PASSWORD) | (method == KEYBOARD)
