@@ -21,6 +21,7 @@ CHUNK = 100
 _DRIFT = 0.5  # deviations by which a chunk must exceed the mean to add to the sum
 _LIMIT = 10.0  # deviations at which the sum is an alarm
 _MOST = 3.0  # limits that the sum can reach, so that it comes back soon after an attack
+_INTENSE = 12  # failures in this chunk and the one before, from which on an alarm is intense
 _LASTING = 10  # chunks after which an alarm has a level, and a wave is over
 _WORSE = 2.5  # levels from which on it is another attack
 _MEMORY = 2000  # chunks over which mean and variance are learnt
@@ -38,7 +39,7 @@ class Verdict(NamedTuple):
 
     alarm: Bool  # a failure that lifts the sum over its limit
     dense: Bool  # there are more failures just before than come by chance
-    intense: Bool  # they are a tenth of the attempts lately, and more than the alarm has lasted with
+    intense: Bool  # there are very many, and more than the alarm has lasted with
     episode: I64  # a number that changes when an alarm is over, and when it begins or ends to be far worse
     since_ns: I64  # when the sum began to rise
     usual: NDArray[np.float64]  # failures expected among CHUNK attempts
@@ -93,7 +94,7 @@ class Cusum:
             flags[0, part] = failed[part] & (state.sum + within > self._limit + state.mean + self._drift)
             flags[1, part] = lately >= 3 + 2 * state.mean
             lasting = state.alarmed > _LASTING and not state.wave
-            flags[2, part] = lately >= max(CHUNK / 5, 2 * _WORSE * state.highest * lasting)
+            flags[2, part] = lately >= max(_INTENSE, 2 * _WORSE * state.highest * lasting)
             numbers[0, part], numbers[1, part] = state.episode, state.since_ns
             usual[part] = state.mean
             if not state.alarmed and flags[0, part].any():

@@ -85,7 +85,7 @@ class DistributedBruteForce:
             return self._story(attempts, row, self._windows_s[scale[at]], limit, rates[at].tolist())
 
         def news_of(at: int) -> dict[str, Any]:
-            return {"number": first + int(rows[at])}
+            return {"number": first + int(rows[at]), "user": user[at]}
 
         found = [
             self._finding(*grown, attempts) for grown in self._campaigns.grown(followed, story_of, news_of)
@@ -142,7 +142,7 @@ class DistributedBruteForce:
             end_ns=record.end_ns,
             severity=60 + 5 * (story["logins"] > 0),
             confidence=0.9,
-            sources=self._participants.named(attempts, record.items, story["number"]),
+            sources=self._participants.named(attempts, record.items, story["number"], story["user"]),
             users=(story["entity"],),
             targets=story["targets"],
             figures={

@@ -56,13 +56,18 @@ class Participants:
         """Whether somebody had logged in from there (a key, `numpy.uint64`) before the event of that number."""
         return self._let_off.get(int(source.view(np.int64)), number) < number
 
-    def named(self, attempts: Attempts, packed: Iterable[bytes], number: int) -> tuple[str, ...]:
-        """The networks of `Attempts.packed_sources`, in their order, less those let off before that event."""
-        return tuple(
-            attempts.source_text(name)
-            for name in packed
-            if name and not self.let_off(attempts.source_key(name), number)
-        )
+    def named(
+        self, attempts: Attempts, packed: Iterable[bytes], number: int, user: Any = None
+    ) -> tuple[str, ...]:
+        """The networks of `Attempts.packed_sources`, in their order, less those let off before that event.
+
+        Of those who guess the account of one `user` (its key), less those who had begun with another: they take
+        part in something wider. All are named where nobody else would be.
+        """
+        keys = {name: attempts.source_key(name) for name in packed if name}
+        here = [name for name, key in keys.items() if not self.let_off(key, number)]
+        only = [name for name in here if user is not None and not self.suspected(keys[name], user, number)]
+        return tuple(map(attempts.source_text, only or here))
 
     def save(self) -> dict[str, Any]:
         return {
