@@ -21,9 +21,14 @@ CHUNK = 100
 _DRIFT = 0.5  # deviations by which a chunk must exceed the mean to add to the sum
 _LIMIT = 10.0  # deviations at which the sum is an alarm
 _MOST = 3.0  # limits that the sum can reach, so that it comes back soon after an attack
+_LASTING = 10  # chunks after which an alarm has a level of its own
+_WAVE_DRIFT, _WAVE_LIMIT, _WAVE_MOST = (
+    1.0,
+    3.0,
+    1.5,
+)  # as above, over that level; the limit in those of an alarm
+_WAVE_MEMORY = 100
 _INTENSE = 12  # failures in this chunk and the one before, from which on an alarm is intense
-_LASTING = 10  # chunks after which an alarm has a level, and a wave is over
-_WORSE = 2.5  # levels from which on it is another attack
 _MEMORY = 2000  # chunks over which mean and variance are learnt
 _PRIOR = (2.0, 400.0, 50)  # alpha and beta before anything is learnt, and the chunks that they count for
 
@@ -58,8 +63,8 @@ class _State:
     chunks: int
     alarmed: int  # chunks since the alarm; 0 = there is none
     level: float  # failures in a chunk of the alarm, on average
-    highest: float  # the highest that this has been, once the alarm had lasted
-    wave: int  # chunks that the latest, far worse one may still go on; 0 = there is none
+    wave_sum: float  # the cumulative sum over that level
+    wave: bool  # an attack on top of the one that lasts
     episode: int
     since_ns: int
 
@@ -71,7 +76,7 @@ class Cusum:
         self._least = least
         alpha, beta, chunks = _PRIOR
         mean, variance = beta_binomial(CHUNK, alpha, beta)
-        self._state = _State(0, 0, 0, 0.0, mean, variance, chunks, 0, 0.0, 0.0, 0, 1, 0)
+        self._state = _State(0, 0, 0, 0.0, mean, variance, chunks, 0, 0.0, 0.0, False, 1, 0)
 
     def update(self, judged: Bool, failed: Bool, time_ns: I64) -> Verdict:
         """`judged` (`bool[n]`) marks the attempts that count; `failed` those of them that are failures of strangers.
@@ -94,11 +99,11 @@ class Cusum:
             flags[0, part] = failed[part] & (state.sum + within > self._limit + state.mean + self._drift)
             flags[1, part] = lately >= 3 + 2 * state.mean
             lasting = state.alarmed > _LASTING and not state.wave
-            flags[2, part] = lately >= max(_INTENSE, 2 * _WORSE * state.highest * lasting)
+            flags[2, part] = lately >= _INTENSE + lasting * 2 * (state.level + _INTENSE)
             numbers[0, part], numbers[1, part] = state.episode, state.since_ns
             usual[part] = state.mean
             if not state.alarmed and flags[0, part].any():
-                state.alarmed, state.level, state.highest = 1, 0.0, 0.0
+                state.alarmed, state.level, state.wave_sum = 1, 0.0, 0.0
             state.failures, state.attempts = int(within[-1]), state.attempts + int(count[stop - 1]) - done
             start, done = stop, int(count[stop - 1])
             if state.attempts == CHUNK:
@@ -124,24 +129,22 @@ class Cusum:
         state.before, state.failures, state.attempts = state.failures, 0, 0
 
     def _follow_alarm(self) -> None:
-        """An alarm ends with its sum. One that has lasted and becomes far worse is another attack on top of it."""
+        """An alarm ends with its sum. One that has lasted and rises by as much again is another attack on top."""
         state = self._state
         if state.sum == 0.0:
-            state.alarmed, state.wave, state.episode = 0, 0, state.episode + 1
+            state.alarmed, state.wave, state.episode = 0, False, state.episode + 1
             return
-        lately = state.before + state.failures
-        far_worse = state.alarmed > _LASTING and lately >= max(2 * _WORSE * state.highest, CHUNK / 5)
-        if far_worse:
-            state.episode += state.wave == 0
-            state.wave = _LASTING
-        elif state.wave:
-            state.wave -= 1
-            state.episode += state.wave == 0
-        if not state.wave:
-            state.alarmed += 1
-            state.level += (state.failures - state.level) / min(state.alarmed, 2 * _LASTING)
-            if state.alarmed >= _LASTING:
-                state.highest = max(state.highest, state.level)
+        state.alarmed += 1
+        rise = state.failures - state.level
+        if state.alarmed > _LASTING:
+            limit = _WAVE_LIMIT * self._limit
+            state.wave_sum += rise - _WAVE_DRIFT * math.sqrt(1.5 * state.level)
+            state.wave_sum = min(max(0.0, state.wave_sum), _WAVE_MOST * limit)
+            if state.wave_sum == 0.0 if state.wave else state.wave_sum > limit:
+                state.wave, state.episode = not state.wave, state.episode + 1
+        # A lull and a wave do not change what its level is.
+        if not state.wave and state.wave_sum < self._limit and state.failures * 4 >= state.level:
+            state.level += rise / min(state.alarmed, _WAVE_MEMORY)
 
     def _learn(self, failures: float) -> None:
         """Mean and variance by exponential forgetting (Welford); never less than one failure in 2,000 attempts."""
