@@ -421,5 +421,7 @@ def test_attempts_carry_what_was_usual_for_their_user() -> None:
     ],
 )
 def test_any_method_has_a_number(said: str, method: str) -> None:
-    attempts = AttemptStage(b"a site's own key").update(batch_of(numbered([login(0, user="ann", method=said)])))
+    attempts = AttemptStage(b"a site's own key").update(
+        batch_of(numbered([login(0, user="ann", method=said)]))
+    )
     assert METHODS[attempts.method[0]] == method
