@@ -29,13 +29,18 @@ from gatewatch.detectors import sketches
 from gatewatch.detectors.finding import MOST_LISTED, Finding
 from gatewatch.detectors.login.guessed_names import GUESSED_NAMES
 from gatewatch.detectors.registry import AUTH_DETECTORS, LoginDetection, login_detectors
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, Phase, event, given, settings
 from hypothesis import strategies as st
 from test_detectors_login import KEY, START, Event, batch_of, fail, login, numbered
 
 COMPILED = not str(sketches.__file__).endswith(".py")
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
-few = settings(max_examples=20 if COMPILED else 3, deadline=None, suppress_health_check=SLOW)
+few = settings(
+    max_examples=20 if COMPILED else 3,
+    deadline=None,
+    suppress_health_check=SLOW,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),  # making a site smaller takes minutes
+)
 
 divisions = st.lists(st.integers(1, 60), min_size=1, max_size=6)
 
