@@ -5,12 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gatewatch.daemon.events import Outcome
+import numpy as np
+from gatewatch.daemon.events import I64, U8, U64, Outcome
+from gatewatch.detectors.profiles import packed
 from hypothesis import strategies as st
 from test_detectors_login import Event, fail, login
 
 HOUR, DAY = 3600, 86_400
 _DENIED = Outcome["FACTOR_DENIED"] if "FACTOR_DENIED" in Outcome.__members__ else Outcome.PAM_FAILURE
+
+
+class World:
+    """Where addresses are, by their first octet or their first two groups; a `profiles.Locator`."""
+
+    def columns(self, address: U64, family: U8) -> tuple[I64, I64, I64]:
+        where = np.where(family == 6, address[:, 0] >> np.uint64(32), address[:, 1] >> np.uint64(24))
+        number = where.astype(np.int64)
+        place = packed((number * 37 % 120 - 60) * 10_000, (number * 91 % 360 - 180) * 10_000)
+        network = np.where(family == 6, address[:, 0], address[:, 1]).view(np.int64)
+        places = np.stack((place, np.full_like(place, 20), network, family.astype(np.int64)), axis=1)
+        return 1 + number % 40, 64_500 + number % 256, places
+
+
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 Piece = Callable[[Draw, int], list[Event]]
 
@@ -80,8 +96,10 @@ def _people(draw: Draw, at: int) -> list[Event]:
             if (n + time) % 5 == 0:
                 events.append(fail(when - 8, source=office.format(n), user=user))
             events.append(login(when, source=office.format(n), user=user, method=method))
-    if draw(st.booleans()):
-        events.append(login(at + 40 * HOUR, source="45.67.8.9", user="p0", method="password"))
+    for away in draw(st.lists(st.sampled_from((600, 40 * HOUR)), max_size=2)):
+        events.append(
+            login(events[-1]["at"] + away, source="45.67.8.9", user=events[-1]["user"], method=method)
+        )
     return events
 
 

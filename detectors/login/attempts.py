@@ -108,10 +108,11 @@ class Attempts:
         starts = np.arange(len(rows), dtype=np.int32)[:, None] * np.int32(size)
         return packed.tobytes(), starts + np.array([0, size], np.int32)
 
-    def news(self) -> Callable[[int], dict[str, Any]]:
-        """What the last event of a campaign says of its source: is it a job, and who has logged in from it."""
-        job = self.job
-        return lambda at: {"job": bool(job[at]), "credit_now": int(self.credit[at])}
+    def news(self, rows: I64 | None = None) -> Callable[[int], dict[str, Any]]:
+        """What the last event of a campaign says of its source: is it a job, and who has logged in from it. `rows`:
+        those of the attempts that the campaign was told of, where not all."""
+        job, credit = (self.job, self.credit) if rows is None else (self.job[rows], self.credit[rows])
+        return lambda at: {"job": bool(job[at]), "credit_now": int(credit[at])}
 
     def source_text(self, name: bytes) -> str:
         """The network of one of `packed_sources`."""

@@ -148,7 +148,9 @@ class Compromise:
                 "part_of": () if by_source[at] else [n for n, a in attacks.items() if a.serial[row] > 0],
             }
 
-        return [self._finding(*grown) for grown in self._campaigns.grown(followed, story_of, attempts.news())]
+        return [
+            self._finding(*grown) for grown in self._campaigns.grown(followed, story_of, attempts.news(rows))
+        ]
 
     def _early_hits(
         self, attempts: Attempts, convictions: Sequence[Followed], convicted: Bool
@@ -189,7 +191,7 @@ class Compromise:
 
         return [
             self._finding(record, {**story, "user": record.names[0] if len(record.names) == 1 else ""})
-            for record, story in self._early.grown(followed, story_of, attempts.news())
+            for record, story in self._early.grown(followed, story_of, attempts.news(rows))
             if record.items
         ]
 

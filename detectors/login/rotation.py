@@ -14,7 +14,7 @@ from ..finding import EntityType, Finding, Kind, finding_id
 from ..standing import Standing
 from ..tables import NS_PER_DAY, DistinctCounter, History
 from .attempts import Attempts
-from .evidence import goes_on, shortest_over
+from .evidence import goes_on, shortest_over, spread
 
 _MOST_ALLOWED = 48
 _WIDER = NetworkKeys(b"", 24, 48)
@@ -74,39 +74,40 @@ class Rotation:
         A success is told the campaign of its network unless its user was at home there before, or the network is a
         /24 where nobody has tried to be this user.
         """
-        key = attempts.wider
-        family = attempts.batch.client_family[attempts.row]
-        client = attempts.batch.client.take(attempts.row, axis=0)
-        weight, pending, first_ns, credit = self._recall(key, attempts)
-        stranger = (
-            (attempts.credit == 0) & (attempts.first_success_ns == 0) & ~attempts.private & ~attempts.job
-        )
-        counted = stranger & ~attempts.success & (attempts.weight > 0) & (weight > 0) & (attempts.user != 0)
-        counted &= attempts.pending < self._tries
-        change = np.where(attempts.success, DistinctCounter.REMOVE, np.where(counted, DistinctCounter.ADD, 0))
-        counts = self._counter.update(key, attempts.source, attempts.time_ns, change.astype(np.int8))
+        stranger = (attempts.credit == 0) & (attempts.first_success_ns == 0) & (attempts.user != 0)
+        stranger &= ~attempts.private & ~attempts.job & (attempts.pending < self._tries)
+        rows = np.flatnonzero(attempts.success | (stranger & (attempts.weight > 0)))
+        key, time_ns, success = attempts.wider[rows], attempts.time_ns[rows], attempts.success[rows]
+        family = attempts.batch.client_family[attempts.row[rows]]
+        pair = np.where(attempts.user[rows] == 0, np.uint64(0), join_keys(key, attempts.user[rows]))
+        weight, pending, first_ns, credit = self._history.update(
+            pair, np.zeros_like(key), key, time_ns, attempts.failures[rows], success.view(np.uint8)
+        ).T
+        counted = ~success & (weight > 0)
+        change = np.where(success, DistinctCounter.REMOVE, np.where(counted, DistinctCounter.ADD, 0))
+        counts = self._counter.update(key, attempts.source[rows], time_ns, change.astype(np.int8))
         limits = self._limits(family, credit)
         scale, over = shortest_over(counts, limits)
         live = goes_on(counts[:, : len(limits)], limits)
         over &= counted
-        # Members are named by their addresses: sixteen bytes of each, where names of users would stand.
-        names = np.arange(len(key), dtype=np.int32)[:, None] * 16 + np.array([0, 16], np.int32)
-        marked = np.where(counted, attempts.marked, ASK)
-        since_ns = attempts.time_ns - self._look_back_ns[scale]
+        names, spans = attempts.packed_sources(rows)
+        marked = np.where(counted, attempts.marked[rows], ASK)
+        since_ns = time_ns - self._look_back_ns[scale]
         followed = self._campaigns.update(
-            key, attempts.time_ns, over, marked, attempts.source, names, client.tobytes(), since_ns, kept=credit
-        )  # fmt: skip
+            key, time_ns, over, marked, attempts.source[rows], spans, names, since_ns, kept=credit.copy()
+        )
         named = self._users.update(
-            key, attempts.time_ns, over, marked, attempts.user, attempts.spans, attempts.batch.text, since_ns
+            key, time_ns, over, marked, attempts.user[rows], attempts.spans[rows], attempts.batch.text, since_ns
         )  # fmt: skip
 
         def story_of(at: int) -> dict[str, Any]:
-            window_s, limit = self._windows_s[scale[at]], int(limits[scale[at]][at])
-            entity = _WIDER.text(int(family[at]), *client[at].tolist())
-            told = attempts.story_of(at, self.name)
+            row, window_s, limit = int(rows[at]), self._windows_s[scale[at]], int(limits[scale[at]][at])
+            address = attempts.batch.client[attempts.row[row]].tolist()
+            entity = _WIDER.text(int(family[at]), *address)
+            told = attempts.story_of(row, self.name)
             return {
                 **told,
-                "id": finding_id(self.name, entity, int(attempts.time_ns[at]), int(attempts.line[at])),
+                "id": finding_id(self.name, entity, int(attempts.time_ns[row]), int(attempts.line[row])),
                 "entity": entity,
                 "family": int(family[at]),
                 "credit": int(credit[at]),
@@ -118,24 +119,15 @@ class Rotation:
             }
 
         found = [
-            self._finding(record, story, attempts.networks)
+            self._finding(record, story, attempts)
             for record, story in self._campaigns.grown(
                 followed, story_of, lambda at: {"credit_now": int(credit[at])}
             )
         ]
         at_home = (first_ns > 0) & (first_ns < followed.start_ns)
-        told = counted | (attempts.success & ~at_home & ((family == 6) | (pending > 0)))
-        return replace(followed, serial=np.where(told, followed.serial, 0), live=live), found
-
-    def _recall(self, key: U64, attempts: Attempts) -> tuple[I64, I64, I64, I64]:
-        """The columns of `History.update`, of users and this wider network."""
-        pair = np.where(attempts.user == 0, np.uint64(0), join_keys(key, attempts.user))
-        failures = np.where(attempts.success, 0, attempts.failures)
-        known = self._history.update(
-            pair, np.zeros_like(key), key, attempts.time_ns, failures, attempts.success.view(np.uint8)
-        )
-        weight, pending, first_ns, credit = np.ascontiguousarray(known.T)
-        return weight, pending, first_ns, credit
+        told = counted | (success & ~at_home & ((family == 6) | (pending > 0)))
+        followed = replace(followed, serial=np.where(told, followed.serial, 0), live=live)
+        return spread(followed, rows, len(attempts.row)), found
 
     def _limits(self, family: U8, credit: I64) -> list[I64]:
         """For each window a column of how many members it takes."""
@@ -153,12 +145,10 @@ class Rotation:
     def update(self, attempts: Attempts) -> list[Finding]:
         return self.follow(attempts)[1]
 
-    def _finding(self, record: Record, story: dict[str, Any], members: NetworkKeys) -> Finding:
+    def _finding(self, record: Record, story: dict[str, Any], attempts: Attempts) -> Finding:
         entity, family = story["entity"], story["family"]
         credit = max(story["credit"], story["credit_now"])
-        sources = tuple(
-            members.text(family, *np.frombuffer(name, np.uint64).tolist()) for name in record.items if name
-        )
+        sources = tuple(attempts.source_text(name) for name in record.items if name)
         tried = self._users.record(story["users"])
         users, distinct_users = (tried.names, tried.distinct) if tried else ((), 0)
         return Finding(
