@@ -197,6 +197,7 @@ class MfaFatigue:
             lines=record.lines,
             samples=story["samples"],
             trigger_line=record.trigger_line,
+            from_source="" if known else story["entity"],
             provenance=record.provenance,
             blockable=record.names if record.blockable else (),
         )
@@ -227,6 +228,7 @@ class MfaFatigue:
             lines=record.lines,
             samples=story["samples"],
             trigger_line=record.trigger_line,
+            from_source=story["entity"],
             provenance=record.provenance,
             blockable=record.names if record.blockable else (),
         )
