@@ -33,7 +33,7 @@ def finding_document(finding: Finding, mask: Mask = BLIND) -> dict[str, Any]:
     made["start"] = rfc3339(made.pop("start_ns"))
     made["end"] = rfc3339(made.pop("end_ns"))
     made["graded"] = rfc3339(graded(finding))
-    del made["graded_ns"]
+    del made["graded_ns"], made["from_source"]
     names = [*finding.users, *((finding.entity,) if finding.entity_type == "user" else ())]
     for place in ("entity", "baseline", "threshold"):
         made[place] = mask.text(made[place], names)

@@ -39,7 +39,8 @@ def join_keys(finding: Finding) -> JoinKeys:
         case "distributed_brute_force":
             return _both(f"account {finding.entity}")
         case "mfa_fatigue":
-            return _both(f"prompts {finding.entity}", f"account {finding.entity}")
+            source = (f"source {network_text(finding.from_source)}",) if finding.from_source else ()
+            return _both(f"prompts {finding.entity}", f"account {finding.entity}", *source)
         case "credential_stuffing":
             return _both(f"site {finding.entity}")
         case "account_compromise":

@@ -51,6 +51,7 @@ class Finding:
     part_of: tuple[
         Kind, ...
     ] = ()  # the campaigns that the event at `time_ns` was part of; fixed from then on
+    from_source: str = ""  # the source of the event at `time_ns` where the entity is a user; fixed, "" = not told
     participants_digest: str = ""  # of all sources, where more than MOST_LISTED take part; hex
 
 

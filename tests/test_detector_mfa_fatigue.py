@@ -10,6 +10,7 @@ import pytest
 from gatewatch.daemon.collectors.parsers.registry import ParserOptions, make_parser
 from gatewatch.daemon.events import NS_PER_S, AuthBatch, rfc3339
 from gatewatch.daemon.incidents import priority_of
+from gatewatch.daemon.joining import join_keys
 from gatewatch.detectors.finding import Finding
 from gatewatch.detectors.login.attempts import Attempts, AttemptStage
 from gatewatch.detectors.registry import LoginDetection, login_detectors
@@ -181,6 +182,7 @@ def test_the_sixth_denied_prompt_of_an_hour_raises_its_user(kind: str, child: in
     assert finding.sources == (FAR,)
     assert finding.figures["denied_prompts"] == 6
     assert finding.time_ns // NS_PER_S in (START + 300, START + 302)
+    assert finding.targets == ("sshd@gateway1",)
     assert finding.techniques == ("T1621",)
     assert (
         finding.threshold == "6 denied prompts of one user in 3600 s, from where the user had never logged in"
@@ -223,6 +225,13 @@ def test_the_accepted_prompt_is_raised_on_the_very_event() -> None:
     assert finding.figures == {"successes": 1, "denied_before": 12, "failures_from_there": 12}
     assert finding.techniques == ("T1621", "T1078")
     assert priority(finding) == "critical"
+
+
+def test_what_the_source_of_a_bombing_does_besides_is_of_the_same_incident() -> None:
+    found = run(flat(bombing(12), let_in(800)))
+    assert len(found) == 2
+    for finding in found.values():
+        assert {f"source {FAR}", "prompts ann"} <= {*join_keys(finding).left} & {*join_keys(finding).sought}
 
 
 def test_a_prompt_accepted_from_another_new_source_is_raised_while_the_bombing_goes_on() -> None:
@@ -277,6 +286,7 @@ def test_bombing_from_where_the_user_logs_in_takes_twenty() -> None:
     (finding,) = run(flat(before, bombing(20, source=HOME))).values()
     assert priority(finding) == "medium"
     assert finding.sources == () == finding.blockable
+    assert not any(FAR in key or HOME in key for key in join_keys(finding).left)
 
 
 def test_login_duo_asks_after_sshd_has_let_the_user_in() -> None:

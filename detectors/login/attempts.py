@@ -23,6 +23,7 @@ from .guessed_names import guessed_names
 
 _EARLIEST_NS, _LATEST_NS = 10**17, 1 << 62  # 1973 to 2116: what tables can hold
 _RAW, _METHOD, _USER, _KEY = (AUTH_TEXTS.index(name) for name in ("raw", "method", "user", "key"))
+_PARTS_OF_SSHD = frozenset(("pam_duo", "login_duo"))
 _NOBODY = b"d user "
 """What stands before a name that sshd calls invalid (or, of old, `illegal user `), and no other."""
 
@@ -134,6 +135,8 @@ class Attempts:
         """What was tried: `sshd@gateway1`, or the service alone where no host is known."""
         row = int(self.row[at])
         service, host = self.batch.text_of(row, "service"), self.batch.text_of(row, "host")
+        if service in _PARTS_OF_SSHD:
+            service = "sshd"
         return f"{service}@{host}" if service and host else service or host
 
     def story_of(self, at: int, detector: str) -> dict[str, Any]:

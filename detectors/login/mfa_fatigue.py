@@ -52,20 +52,23 @@ class MfaFatigue:
             _Pace(86400, 86400, slow_prompts, 2 * known_prompts, users),
         )
         self._accepted = Campaigns(NS_PER_DAY, capacity=1024, records=256, names=1024)
+        self._prompted = False  # whether any second factor was ever denied; many sites ask for none
 
     def follow(self, attempts: Attempts) -> tuple[Followed, list[Finding]]:
         """What denied prompts, and logins from where their user is new, belong to; and the findings."""
+        whole: I64 = np.zeros((6, len(attempts.row)), np.int64)
+        self._prompted = self._prompted or bool(attempts.denied.any())
+        if not self._prompted:
+            return Followed.of(whole), []
         new = (attempts.first_success_ns == 0) | _let_in_before(attempts)
         asked = attempts.success & (new | (attempts.pending > 0))
         rows = np.flatnonzero((attempts.user != 0) & ((attempts.denied > 0) | asked))
-        whole: I64 = np.zeros((6, len(attempts.row)), np.int64)
         if not len(rows):
             return Followed.of(whole), []
         strange, success, denied = new[rows], attempts.success[rows], attempts.denied[rows]
         user, time_ns = attempts.user[rows], attempts.time_ns[rows]
         key = np.where(strange, user, join_keys(user, np.ones(len(rows), np.uint64)))
         change = np.where(success, -attempts.pending[rows], denied)
-        text, spans = _names_of_sources(attempts, rows)
         marked = np.where(
             success,
             ASK,
@@ -85,6 +88,7 @@ class MfaFatigue:
             if pace is self._paces[0]:
                 # A source that was denied once or twice, hours after the others, may be the user's own.
                 takes_part = strange & ((counts > _CLUMSY) | (attempts.pending[rows] + denied > _CLUMSY))
+                text, spans = _names_of_sources(attempts, rows, takes_part & ~success)
             limit = np.where(strange, pace.strange, pace.known)
             items = np.where(takes_part, attempts.source[rows], np.uint64(0))
             said = pace.campaigns.update(
@@ -118,7 +122,7 @@ class MfaFatigue:
         )
         if not len(rows):
             return []
-        text, spans = _names_of_sources(attempts, rows)
+        text, spans = _names_of_sources(attempts, rows, np.ones(len(rows), np.bool_))
         followed = self._accepted.update(
             attempts.user[rows],
             attempts.time_ns[rows],
@@ -192,6 +196,8 @@ class MfaFatigue:
             techniques=("T1621",),
             lines=record.lines,
             samples=story["samples"],
+            trigger_line=record.trigger_line,
+            from_source="" if known else story["entity"],
             provenance=record.provenance,
             blockable=record.names if record.blockable else (),
         )
@@ -221,6 +227,8 @@ class MfaFatigue:
             techniques=("T1621", "T1078"),
             lines=record.lines,
             samples=story["samples"],
+            trigger_line=record.trigger_line,
+            from_source=story["entity"],
             provenance=record.provenance,
             blockable=record.names if record.blockable else (),
         )
@@ -231,12 +239,14 @@ class MfaFatigue:
 
     def save(self) -> dict[str, Any]:
         return {
+            "prompted": self._prompted,
             "accepted": self._accepted.save(),
             "counters": [pace.counter.save() for pace in self._paces],
             "campaigns": [pace.campaigns.save() for pace in self._paces],
         }
 
     def load(self, state: dict[str, Any]) -> None:
+        self._prompted = state["prompted"]
         self._accepted.load(state["accepted"])
         for pace, counter, campaigns in zip(self._paces, state["counters"], state["campaigns"], strict=True):
             pace.counter.load(counter)
@@ -264,10 +274,18 @@ def _let_in_before(attempts: Attempts) -> Bool:
     return found
 
 
-def _names_of_sources(attempts: Attempts, rows: I64) -> tuple[bytes, I32]:
-    """The sources of these rows as text, and the span `[n, 2]` of each row's in it."""
-    _, first, which = np.unique(attempts.source[rows], return_index=True, return_inverse=True)
-    names = [attempts.source_of(int(row)).encode() for row in rows[first]]
-    ends = np.cumsum([len(name) for name in names])
-    spans = np.stack([ends - [len(name) for name in names], ends], axis=1).astype(np.int32)
-    return b"".join(names), spans[which.reshape(-1)]
+def _names_of_sources(attempts: Attempts, rows: I64, wanted: Bool) -> tuple[bytes, I32]:
+    """The sources of the `wanted` of these rows as text, and the span `[n, 2]` of each row's in it."""
+    spans: I32 = np.full((len(rows), 2), -1, np.int32)
+    parts: list[bytes] = []
+    end = 0
+    at: dict[int, tuple[int, int]] = {}
+    for place in np.flatnonzero(wanted).tolist():
+        row = int(rows[place])
+        source = int(attempts.source[row])
+        if source not in at:
+            parts.append(attempts.source_of(row).encode())
+            at[source] = end, end + len(parts[-1])
+            end += len(parts[-1])
+        spans[place] = at[source]
+    return b"".join(parts), spans
