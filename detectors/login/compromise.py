@@ -148,7 +148,9 @@ class Compromise:
                 "part_of": () if by_source[at] else [n for n, a in attacks.items() if a.serial[row] > 0],
             }
 
-        return [self._finding(*grown) for grown in self._campaigns.grown(followed, story_of, attempts.news())]
+        news = attempts.news()
+        grown = self._campaigns.grown(followed, story_of, lambda at: news(int(rows[at])))
+        return [self._finding(record, story) for record, story in grown]
 
     def _early_hits(
         self, attempts: Attempts, convictions: Sequence[Followed], convicted: Bool
@@ -187,9 +189,10 @@ class Compromise:
             told = attempts.story_of(row, f"{self.name} before")
             return told | {"failures": failures, "threshold": _BY_SOURCE, "part_of": ()}
 
+        news = attempts.news()
         return [
             self._finding(record, {**story, "user": record.names[0] if len(record.names) == 1 else ""})
-            for record, story in self._early.grown(followed, story_of, attempts.news())
+            for record, story in self._early.grown(followed, story_of, lambda at: news(int(rows[at])))
             if record.items
         ]
 

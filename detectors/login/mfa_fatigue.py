@@ -193,6 +193,7 @@ class MfaFatigue:
             lines=record.lines,
             samples=story["samples"],
             provenance=record.provenance,
+            trigger_line=record.trigger_line,
             blockable=record.names if record.blockable else (),
         )
 
@@ -222,6 +223,7 @@ class MfaFatigue:
             lines=record.lines,
             samples=story["samples"],
             provenance=record.provenance,
+            trigger_line=record.trigger_line,
             blockable=record.names if record.blockable else (),
         )
 
