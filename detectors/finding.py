@@ -47,6 +47,7 @@ class Finding:
     trigger_line: int = (
         0  # the line or frame of the event at `time_ns`, 0 = unknown: orders what one second holds
     )
+    trigger_source: str = ""  # of that event, where no entity says it and nobody logs in from there
     graded_ns: int = 0  # the event that made severity and confidence what they are, 0 = that at `time_ns`
     part_of: tuple[
         Kind, ...

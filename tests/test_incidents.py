@@ -271,6 +271,8 @@ S1, S2, S3 = "203.0.113.7", "198.51.100.9", "192.0.2.3"
         (account("new_access", "ada", HOUR, S1), account("account_compromise", "ada", 2 * HOUR, S1)),
         (account("mfa_fatigue", "ada", HOUR, S1), account("account_compromise", "ada", 2 * HOUR, S1)),
         (account("mfa_fatigue", "ada", HOUR, S1), account("new_access", "ada", 2 * HOUR, S2)),
+        (account("mfa_fatigue", "ada", HOUR, S1, trigger_source=S1), finding(S1, at_ns=2 * HOUR)),
+        (finding(S1), account("mfa_fatigue", "ada", 2 * HOUR, S1, trigger_source=S1)),
         (account("distributed_brute_force"), account("mfa_fatigue", "ada", 2 * HOUR, S1)),
         (account("distributed_brute_force"), account("distributed_brute_force", at_ns=2 * HOUR)),
         (finding("2001:db8:1::/48"), finding("2001:db8:1:7::/64", at_ns=2 * HOUR)),
@@ -300,6 +302,7 @@ def test_findings_of_one_campaign_are_one_incident(findings: tuple[Finding, ...]
         (account("new_access", "ada", HOUR, S1), account("new_access", "bob", 2 * HOUR, S1)),
         (account("new_access", "ada", HOUR, S1), account("new_access", "ada", 2 * HOUR, S2)),
         (account("mfa_fatigue", "ada", HOUR, S1), account("mfa_fatigue", "bob", 2 * HOUR, S1)),
+        (account("mfa_fatigue", "ada", HOUR, S1), finding(S1, at_ns=2 * HOUR)),
         (site(), account("distributed_brute_force", at_ns=2 * HOUR)),
         (site(), account("account_compromise", "ada", 2 * HOUR, S1)),
         (finding(S1), finding("203.0.113.0/24", at_ns=2 * HOUR)),
@@ -581,7 +584,7 @@ def test_a_state_of_the_version_before_is_taken() -> None:
     state = change.incident.state()
     del state["first"], state["factors"]
     for old in state["findings"]:
-        for name in ("trigger_line", "graded_ns", "part_of", "participants_digest"):
+        for name in ("trigger_line", "trigger_source", "graded_ns", "part_of", "participants_digest"):
             del old[name]
     again = Incident.from_state(json.loads(json.dumps(state)))
     assert again.document() == change.incident.document()

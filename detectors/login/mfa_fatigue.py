@@ -194,6 +194,7 @@ class MfaFatigue:
             samples=story["samples"],
             provenance=record.provenance,
             trigger_line=record.trigger_line,
+            trigger_source="" if story["credit"] else story["entity"],
             blockable=record.names if record.blockable else (),
         )
 
@@ -224,6 +225,7 @@ class MfaFatigue:
             samples=story["samples"],
             provenance=record.provenance,
             trigger_line=record.trigger_line,
+            trigger_source="" if story["credit"] else story["entity"],
             blockable=record.names if record.blockable else (),
         )
 
