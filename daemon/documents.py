@@ -28,6 +28,7 @@ def finding_document(finding: Finding, mask: Mask = BLIND) -> dict[str, Any]:
     `participants` is there where more sources take part than are listed: how many, and a digest of them all where
     the detector keeps one.
     """
+    mask = mask.for_targets(finding.targets)
     made = finding_state(finding)
     made["time"] = rfc3339(made.pop("time_ns"))
     made["start"] = rfc3339(made.pop("start_ns"))

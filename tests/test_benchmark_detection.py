@@ -271,7 +271,13 @@ def test_the_wilson_interval_is_the_published_one() -> None:
 
 def test_a_finding_counts_at_medium_from_when_its_incident_was_medium() -> None:
     times = [f"2026-03-02T0{hour}:00:00Z" for hour in range(1, 4)]
-    finding = {"kind": "brute_force", "entity_type": "source", "entity": "192.0.2.1", "sources": [], "users": []}
+    finding = {
+        "kind": "brute_force",
+        "entity_type": "source",
+        "entity": "192.0.2.1",
+        "sources": [],
+        "users": [],
+    }
     incident = {
         "id": "i",
         "priority": "critical",
