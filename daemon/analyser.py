@@ -365,7 +365,8 @@ class Analyser:
             f"incident {incident.id} {incident.priority} {incident.lead.kind} ({word}): {incident.title()}"
         )
         if change.new and incident.lead.threshold:
-            self.parts.say(f"  because: {incident.lead.threshold}")
+            lead = incident.lead
+            self.parts.say(f"  because: {incident.mask.text(lead.threshold, lead.users)}")
         for action in actions:
             if action["incident"] == incident.id and action["state"] not in ("pending", "skipped"):
                 lasting = f" for {duration_text(action['ttl_s'])}" if action["ttl_s"] else ""

@@ -28,12 +28,13 @@ def finding_document(finding: Finding, mask: Mask = BLIND) -> dict[str, Any]:
     `participants` is there where more sources take part than are listed: how many, and a digest of them all where
     the detector keeps one.
     """
+    mask = mask.for_targets(finding.targets)
     made = finding_state(finding)
     made["time"] = rfc3339(made.pop("time_ns"))
     made["start"] = rfc3339(made.pop("start_ns"))
     made["end"] = rfc3339(made.pop("end_ns"))
     made["graded"] = rfc3339(graded(finding))
-    del made["graded_ns"], made["from_source"]
+    del made["graded_ns"]
     names = [*finding.users, *((finding.entity,) if finding.entity_type == "user" else ())]
     for place in ("entity", "baseline", "threshold"):
         made[place] = mask.text(made[place], names)

@@ -168,11 +168,12 @@ class Incident:
         users = lead.users or (
             (lead.entity,) if lead.entity_type == "user" else tuple(self.together("users"))
         )
-        return title(lead, self.together("sources"), self.mask.all(users), self.together("targets"))
+        targets = self.together("targets")
+        return title(lead, self.together("sources"), self.mask.for_targets(targets).all(users), targets)
 
     def document(self) -> dict[str, Any]:
         """The incident as users and sinks see it; times in RFC 3339."""
-        lead, reached = self.lead, self.reached()
+        lead, reached, targets = self.lead, self.reached(), self.together("targets")
         return {
             "id": self.id,
             "revision": self.revision,
@@ -188,8 +189,8 @@ class Incident:
             "priority_since": rfc3339(reached[self.priority]),
             "reached": {priority: rfc3339(time_ns) for priority, time_ns in reached.items()},
             "sources": self.together("sources"),
-            "users": self.mask.all(self.together("users")),
-            "targets": self.together("targets"),
+            "users": self.mask.for_targets(targets).all(self.together("users")),
+            "targets": targets,
             "blockable": self.together("blockable"),
             "techniques": self.together("techniques"),
             "findings": [

@@ -31,7 +31,8 @@ def join_keys(finding: Finding) -> JoinKeys:
     A guessing source is known by its network; it also finds the IPv4 /24 or IPv6 /48 around it where that is an
     incident, and a /48 the /64 in it that is one. What is about an account (a `user` entity) is known by
     the account, and is found there by what else is about accounts alone: sources that guess the same popular
-    name do not meet. A login (a compromise, a new access) is known by user and source together.
+    name do not meet. Prompts for a second factor are also known by the source of the event that raised them, if
+    nobody has logged in from there. A login (a compromise, a new access) is known by user and source together.
     """
     match finding.kind:
         case "brute_force" | "password_spray":
@@ -39,8 +40,9 @@ def join_keys(finding: Finding) -> JoinKeys:
         case "distributed_brute_force":
             return _both(f"account {finding.entity}")
         case "mfa_fatigue":
-            source = (f"source {network_text(finding.from_source)}",) if finding.from_source else ()
-            return _both(f"prompts {finding.entity}", f"account {finding.entity}", *source)
+            keys = (f"prompts {finding.entity}", f"account {finding.entity}")
+            source = _source(finding.trigger_source).sought if finding.trigger_source else ()
+            return JoinKeys(keys + source, keys + source[:1])
         case "credential_stuffing":
             return _both(f"site {finding.entity}")
         case "account_compromise":

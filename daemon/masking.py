@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import lru_cache
 from itertools import pairwise
 
+GATEWAYS = frozenset({"nginx"})
+"""Services whose requests name the id of a key where others name a user."""
 _LEAST, _MOST = 6, 128
+_KEY_ID = re.compile(r"[A-Za-z0-9_.:-]+")
 _LEET = str.maketrans("013457@$!", "oieastasi")
 _SHAPES = re.compile(
     r"[A-Za-z0-9._+-]+@(?:[A-Za-z0-9-]+\.)+[A-Za-z]{2,}"  # a mail address, a UPN
@@ -94,6 +97,12 @@ class Mask:
     def hides(self, name: str) -> bool:
         return looks_like_password(name) and not self._known(name)
 
+    def for_targets(self, targets: Collection[str]) -> Mask:
+        """The mask for what was tried at these: at a gateway alone, it leaves the ids of keys as they are."""
+        if targets and all(target.partition("@")[0] in GATEWAYS for target in targets):
+            return _KeyMask(self._key, self._known)
+        return self
+
     def __call__(self, name: str) -> str:
         """The name, or `[masked:1f3a9c02]`: no character of it, nor its length, only a keyed digest of 32 bits."""
         if not self.hides(name):
@@ -119,11 +128,21 @@ class Mask:
         return _PLACES.sub(lambda found: found["before"] + self(found["name"]), text)
 
 
+class _KeyMask(Mask):
+    """For requests whose users are ids of keys: opaque, made up by a machine, and no secret."""
+
+    def hides(self, name: str) -> bool:
+        return super().hides(name) and not _KEY_ID.fullmatch(name)
+
+
 class OpenMask(Mask):
     """Hides nothing: for whoever asks to see the names."""
 
     def hides(self, name: str) -> bool:
         return False
+
+    def for_targets(self, targets: Collection[str]) -> Mask:
+        return self
 
 
 BLIND = Mask()

@@ -14,7 +14,7 @@ TITLES = {
     "account_compromise": "Account compromised: login succeeded after guessing",
     "new_access": "Login unlike earlier ones",
     "impossible_travel": "Impossible travel",
-    "mfa_fatigue": "Repeated prompts for the second factor",
+    "mfa_fatigue": "Second factor asked for again and again",
     "off_allowlist_ingress": "Connection from outside the allow-list",
     "off_allowlist_egress": "Connection to an address off the allow-list",
     "port_scan": "Port scan",
@@ -65,7 +65,7 @@ def title(lead: Finding, sources: Sequence[str], users: Sequence[str], targets: 
     if users and lead.kind == "distributed_brute_force":
         parts[0] += f": {listed(users)}"
     elif users and lead.kind in OF_A_USER:
-        parts.append(f"of {listed(users)}")
+        parts.append(f"{'for' if lead.kind == 'mfa_fatigue' else 'of'} {listed(users)}")
     elif lead.kind == "credential_stuffing":
         many = _count(figures.get("distinct_users"), len(users))
         if many:

@@ -44,14 +44,10 @@ class Finding:
     samples: tuple[str, ...] = ()  # raw lines as read; whoever shows them makes control characters harmless
     provenance: int = 0  # the least trusted of what it rests on
     blockable: tuple[str, ...] = ()  # those of `sources` that are their own peer and that no forger made up
-    trigger_line: int = (
-        0  # the line or frame of the event at `time_ns`, 0 = unknown: orders what one second holds
-    )
+    trigger_line: int = 0  # that of the event at `time_ns`, 0 = unknown: orders what one second holds
+    trigger_source: str = ""  # of that event, where no entity says it and nobody logs in from there
     graded_ns: int = 0  # the event that made severity and confidence what they are, 0 = that at `time_ns`
-    part_of: tuple[
-        Kind, ...
-    ] = ()  # the campaigns that the event at `time_ns` was part of; fixed from then on
-    from_source: str = ""  # the source of the event at `time_ns` where the entity is a user; fixed, "" = not told
+    part_of: tuple[Kind, ...] = ()  # the campaigns that this event was part of; fixed from then on
     participants_digest: str = ""  # of all sources, where more than MOST_LISTED take part; hex
 
 

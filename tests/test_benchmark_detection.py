@@ -18,7 +18,7 @@ from detection import networks, peers, scenarios  # noqa: E402
 from detection.generate import Log, write  # noqa: E402
 from detection.kinds import KINDS  # noqa: E402
 from detection.labels import microseconds, read_labels  # noqa: E402
-from detection.score import MEDIUM, PRIORITIES, Claim, Score, rows, score, wilson  # noqa: E402
+from detection.score import MEDIUM, PRIORITIES, Claim, Score, gatewatch_claims, rows, score, wilson  # noqa: E402
 from detection.site import Options  # noqa: E402
 
 SMALL = scenarios.load("small").options
@@ -267,6 +267,28 @@ def test_the_wilson_interval_is_the_published_one() -> None:
     low, high = wilson(29, 43)
     assert (round(low, 3), round(high, 3)) == (0.525, 0.795)
     assert wilson(0, 0) == (0.0, 1.0) and wilson(5, 5)[1] == pytest.approx(1.0)
+
+
+def test_a_finding_counts_at_medium_from_when_its_incident_was_medium() -> None:
+    times = [f"2026-03-02T0{hour}:00:00Z" for hour in range(1, 4)]
+    finding = {
+        "kind": "brute_force",
+        "entity_type": "source",
+        "entity": "192.0.2.1",
+        "sources": [],
+        "users": [],
+    }
+    incident = {
+        "id": "i",
+        "priority": "critical",
+        "reached": {"info": times[0], "low": times[0], "medium": times[1], "critical": times[2]},
+        "findings": [finding | {"time": time, "end": times[2]} for time in times],
+    }
+    claims = [(c.raised_us, PRIORITIES[c.priority]) for c in gatewatch_claims([incident])]
+    first, second, third = map(microseconds, times)
+    assert claims == [(first, "low"), (second, "critical"), (second, "critical"), (third, "critical")]
+    incident |= {"priority": "low", "reached": {"low": times[0]}}
+    assert [c.priority for c in gatewatch_claims([incident])] == [LOW] * 3
 
 
 def test_gatewatch_is_scored_end_to_end(made: Made) -> None:

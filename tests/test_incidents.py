@@ -271,6 +271,8 @@ S1, S2, S3 = "203.0.113.7", "198.51.100.9", "192.0.2.3"
         (account("new_access", "ada", HOUR, S1), account("account_compromise", "ada", 2 * HOUR, S1)),
         (account("mfa_fatigue", "ada", HOUR, S1), account("account_compromise", "ada", 2 * HOUR, S1)),
         (account("mfa_fatigue", "ada", HOUR, S1), account("new_access", "ada", 2 * HOUR, S2)),
+        (account("mfa_fatigue", "ada", HOUR, S1, trigger_source=S1), finding(S1, at_ns=2 * HOUR)),
+        (finding(S1), account("mfa_fatigue", "ada", 2 * HOUR, S1, trigger_source=S1)),
         (account("distributed_brute_force"), account("mfa_fatigue", "ada", 2 * HOUR, S1)),
         (account("distributed_brute_force"), account("distributed_brute_force", at_ns=2 * HOUR)),
         (finding("2001:db8:1::/48"), finding("2001:db8:1:7::/64", at_ns=2 * HOUR)),
@@ -300,6 +302,7 @@ def test_findings_of_one_campaign_are_one_incident(findings: tuple[Finding, ...]
         (account("new_access", "ada", HOUR, S1), account("new_access", "bob", 2 * HOUR, S1)),
         (account("new_access", "ada", HOUR, S1), account("new_access", "ada", 2 * HOUR, S2)),
         (account("mfa_fatigue", "ada", HOUR, S1), account("mfa_fatigue", "bob", 2 * HOUR, S1)),
+        (account("mfa_fatigue", "ada", HOUR, S1), finding(S1, at_ns=2 * HOUR)),
         (site(), account("distributed_brute_force", at_ns=2 * HOUR)),
         (site(), account("account_compromise", "ada", 2 * HOUR, S1)),
         (finding(S1), finding("203.0.113.0/24", at_ns=2 * HOUR)),
@@ -336,6 +339,21 @@ KINDS = (
 )
 
 
+def same(one: Finding, other: Finding) -> bool:
+    return (one.kind, one.entity) == (other.kind, other.entity)
+
+
+def grown_form(one: Finding, until_ns: int) -> Finding:
+    more = one.kind in ("credential_stuffing", "distributed_brute_force")
+    return dataclasses.replace(
+        one,
+        figures={"attempts": 40 + one.time_ns % 100},
+        end_ns=min(one.end_ns + 30 * HOUR, until_ns - 1),
+        severity=min(100, one.severity + 20),
+        sources=(*one.sources, S3) if more else one.sources,
+    )
+
+
 @given(
     st.lists(
         st.tuples(st.sampled_from(KINDS), st.integers(1, 3), st.sampled_from("ab"), st.integers(1, 300)),
@@ -346,7 +364,9 @@ KINDS = (
 def test_incidents_of_many_kinds_do_not_depend_on_how_findings_are_handed_over(
     raised: list[tuple[str, int, str, int]], sizes: list[int]
 ) -> None:
-    """Each finding grows after it was raised; in one batch only its last form is seen."""
+    """Each finding grows after it was raised, until the next of its kind about the same is; of a batch only the
+    last form of each is seen.
+    """
     last: dict[str, Finding] = {}
     for kind, n, user, at in sorted(raised, key=lambda r: r[3]):
         at_ns = at * HOUR // 5
@@ -358,27 +378,21 @@ def test_incidents_of_many_kinds_do_not_depend_on_how_findings_are_handed_over(
             one = account(kind, user, at_ns, f"203.0.113.{n}")
         last[one.id] = one
     findings = list(last.values())
+    follower = {
+        n: next((m for m in range(n + 1, len(findings)) if same(findings[n], findings[m])), None)
+        for n in range(len(findings))
+    }
     grown = [
-        dataclasses.replace(
-            f,
-            figures={"attempts": 40 + n},
-            end_ns=f.end_ns + HOUR,
-            severity=min(100, f.severity + 20),
-            **(
-                {"sources": (*f.sources, S3)}
-                if f.kind in ("credential_stuffing", "distributed_brute_force")
-                else {}
-            ),
-        )
-        for n, f in enumerate(findings)
+        grown_form(f, findings[m].time_ns if (m := follower[n]) else 2**62) for n, f in enumerate(findings)
     ]
     whole, parts = Correlator(), Correlator()
     whole.apply(grown)
     at, turn = 0, 0
     while at < len(findings):
-        size = sizes[turn % len(sizes)]
-        parts.apply([*findings[at : at + size], *grown[max(0, at - 3) : at]])
-        at, turn = at + size, turn + 1
+        end = at + sizes[turn % len(sizes)]
+        final = [n for n in range(min(end, len(findings))) if (m := follower[n]) is not None and m < end]
+        parts.apply([grown[n] if n in final else findings[n] for n in range(min(end, len(findings)))])
+        at, turn = end, turn + 1
     parts.apply(grown)
     documents = [
         sorted(json.dumps({**i.document(), "revision": 0}) for i in c.open_incidents) for c in (whole, parts)
@@ -555,7 +569,7 @@ def test_of_many_participants_the_document_says_how_many() -> None:
         ),
         (
             account("mfa_fatigue", "ada", HOUR, S1),
-            f"Repeated prompts for the second factor of ada from {S1} at sshd@gateway",
+            f"Second factor asked for again and again for ada from {S1} at sshd@gateway",
         ),
     ],
 )
@@ -570,7 +584,7 @@ def test_a_state_of_the_version_before_is_taken() -> None:
     state = change.incident.state()
     del state["first"], state["factors"]
     for old in state["findings"]:
-        for name in ("trigger_line", "graded_ns", "part_of", "participants_digest"):
+        for name in ("trigger_line", "trigger_source", "graded_ns", "part_of", "participants_digest"):
             del old[name]
     again = Incident.from_state(json.loads(json.dumps(state)))
     assert again.document() == change.incident.document()

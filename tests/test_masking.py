@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
@@ -142,3 +143,14 @@ def test_a_name_too_long_to_be_kept_whole_is_hidden_whole() -> None:
     name = "Geheim#12" + "x" * 80
     shown = BLIND.text(f"Failed password for {name} from 192.0.2.1", [name[:62] + "…"])
     assert shown == "Failed password for [masked] from 192.0.2.1"
+
+
+def test_the_id_of_a_key_that_a_gateway_logs_is_no_password_and_what_a_person_types_there_is() -> None:
+    mask = BLIND.for_targets(["nginx@gw1", "nginx"])
+    assert mask("ak_7Gh2Kd9xQ4") == "ak_7Gh2Kd9xQ4"
+    assert mask("P@ssw0rd123!") == "[masked]"
+    for targets in ([], ["sshd@gw"], ["nginx@gw", "sshd@gw"]):
+        assert BLIND.for_targets(targets)("ak_7Gh2Kd9xQ4") == "[masked]"
+    correlator = Correlator()
+    [change] = correlator.apply([dataclasses.replace(finding("ak_7Gh2Kd9xQ4"), targets=("nginx@gw",))])
+    assert "masked" not in json.dumps(change.incident.document())

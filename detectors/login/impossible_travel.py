@@ -154,6 +154,7 @@ class ImpossibleTravel:
             lines=record.lines,
             samples=story["samples"],
             provenance=record.provenance,
+            trigger_line=record.trigger_line,
             blockable=(source,) if record.blockable else (),
         )
 

@@ -197,8 +197,8 @@ class MfaFatigue:
             lines=record.lines,
             samples=story["samples"],
             trigger_line=record.trigger_line,
-            from_source="" if known else story["entity"],
             provenance=record.provenance,
+            trigger_source="" if story["credit"] else story["entity"],
             blockable=record.names if record.blockable else (),
         )
 
@@ -228,8 +228,8 @@ class MfaFatigue:
             lines=record.lines,
             samples=story["samples"],
             trigger_line=record.trigger_line,
-            from_source=story["entity"],
             provenance=record.provenance,
+            trigger_source="" if story["credit"] else story["entity"],
             blockable=record.names if record.blockable else (),
         )
 

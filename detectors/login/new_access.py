@@ -162,6 +162,7 @@ class NewAccess:
             lines=record.lines,
             samples=story["samples"],
             provenance=record.provenance,
+            trigger_line=record.trigger_line,
             blockable=(source,) if record.blockable else (),
         )
 

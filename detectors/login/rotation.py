@@ -179,6 +179,7 @@ class Rotation:
             lines=record.lines,
             samples=story["samples"],
             provenance=record.provenance,
+            trigger_line=record.trigger_line,
             # Who shares the network with the guesser is cut off with him: only where nobody is known to.
             blockable=(entity,) if record.blockable and not credit else (),
         )
