@@ -30,7 +30,7 @@ METHODS = ("", "publickey", "password", "keyboard-interactive", "hostbased", "gs
 PUBLICKEY, PASSWORD, KEYBOARD = 1, 2, 3
 
 _SIZES = (16, 16, 8, 8, 8)
-_COLUMNS = 44 + 3 * sum(_SIZES)
+_COLUMNS = 49 + 3 * sum(_SIZES)
 _KINDS = np.array([[1], [2], [3]], np.uint64)
 _DEGREE = 10_000
 
@@ -56,6 +56,10 @@ class Place:
     facts: int  # those of that login
 
 
+FAMILIAR = RANGE | ASN | SITE_RANGE
+"""Any of these makes a place familiar."""
+
+
 @dataclass(frozen=True, slots=True)
 class Recalled:
     """What `Profiles.update` says of each event, as it was before the event."""
@@ -69,11 +73,18 @@ class Recalled:
     by_method: I64  # by the method of this event
     by_key: I64  # by public key
     site_first_ns: I64  # the first success of anybody at the site; 0 = none
-    places: I64  # [n, 5], packed; see `place_of`
+    places: I64  # [n, 10]; see `last_place` and `last_familiar_place`
 
-    def place_of(self, at: int) -> Place | None:
+    def last_place(self, at: int) -> Place | None:
         """Where this user's last success with a place was; None where there is none, or the event has no place."""
-        packed, time_ns, accuracy, network, rest = self.places[at].tolist()
+        return self._place(at, 0)
+
+    def last_familiar_place(self, at: int) -> Place | None:
+        """The last one whose range or system was usual for the user, or whose range for the site, when it came."""
+        return self._place(at, 5)
+
+    def _place(self, at: int, first: int) -> Place | None:
+        packed, time_ns, accuracy, network, rest = self.places[at, first : first + 5].tolist()
         if packed == 0:
             return None
         latitude, longitude = unpacked(packed)
@@ -141,7 +152,7 @@ class Profiles:
         for column, (kind, keys) in enumerate(zip(_KINDS, named[2:], strict=True)):
             key = keys[rows].view(np.uint64)
             of_site[rows, column] = np.where(key != 0, join_keys(kind, key), np.uint64(0))
-        out: I64 = np.zeros((len(users), 14), np.int64)
+        out: I64 = np.zeros((len(users), 19), np.int64)
         table, site = self._users, self._site
         profiles_loop.recall_profiles(
             table.home(users), users.view(np.int64), time_ns, success, np.stack(named, axis=1),
@@ -149,11 +160,7 @@ class Profiles:
             self._memory_ns, self._settle_ns, self._memory_ns, table.keys, table.rows, site.keys, site.rows,
             self._hours, out,
         )  # fmt: skip
-        columns = np.ascontiguousarray(out.T)
-        logins, first_ns, last_ns, facts, strayed, roamed, by_method, by_key = columns[:8]
-        return Recalled(
-            logins, first_ns, last_ns, facts, strayed, roamed, by_method, by_key, columns[13], out[:, 8:13]
-        )
+        return Recalled(*np.ascontiguousarray(out[:, :9].T), out[:, 9:])  # type: ignore[call-arg]
 
     def save(self) -> dict[str, Any]:
         return {"users": self._users.save(), "site": self._site.save(), "hours": self._hours.copy()}

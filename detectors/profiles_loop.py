@@ -5,9 +5,10 @@ One event after the other, in integers: no result depends on how events were div
 ask. Nothing here may read a clock, draw a random number, or use a float.
 
 A row of the table of users, in columns: strength, last success, first success, cell of ageing, logins, logins
-from a new wider network, logins from a new range, 8 methods, 24 hours (UTC), the last place in 5; then five sets
-of (keys, when each was first seen, when last). Counts are in sixteenths, so that halving them keeps something.
-A row of the table of the site: strength, last, first, when it was settled, and 4 users as (key, first seen).
+from a new wider network, logins from a new range, 8 methods, 24 hours (UTC), the last place and the last familiar
+one in 5 each; then five sets of (keys, when each was first seen, when last). Counts are in sixteenths, so that
+halving them keeps something. A row of the table of the site: strength, last, first, when it was settled, and 4
+users as (key, first seen).
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ _ROAMED = cython.declare(cython.Py_ssize_t, 6)
 _METHODS = cython.declare(cython.Py_ssize_t, 7)
 _HOURS = cython.declare(cython.Py_ssize_t, 15)
 _PLACE = cython.declare(cython.Py_ssize_t, 39)
-_SETS = cython.declare(cython.Py_ssize_t, 44)
+_FAMILIAR_PLACE = cython.declare(cython.Py_ssize_t, 44)
+_SETS = cython.declare(cython.Py_ssize_t, 49)
 _SITE_USERS = cython.declare(cython.Py_ssize_t, 4)
 _ONE = cython.declare(cython.longlong, 16)
 _HOUR_NS = cython.declare(cython.longlong, 3_600_000_000_000)
@@ -32,6 +34,7 @@ _METHOD = cython.declare(cython.longlong, 32)
 _HOUR = cython.declare(cython.longlong, 64)
 _RANGE = cython.declare(cython.Py_ssize_t, 2)  # the first of the sets that the site has as well
 _SITE = cython.declare(cython.longlong, 128)
+_FAMILIAR = cython.declare(cython.longlong, 4 | 16 | 128)  # range or system of the user, range of the site
 _SEEN = cython.declare(cython.Py_ssize_t, 16)
 
 
@@ -326,14 +329,17 @@ def recall_profiles(
             out[i, 6] = row[at] // _ONE
             out[i, 7] = row[_METHODS + 1] // _ONE
             if places[i, 0] != 0:
-                for s in range(5):
-                    out[i, 8 + s] = row[_PLACE + s]
+                for s in range(10):
+                    out[i, 9 + s] = row[_PLACE + s]
                 row[_PLACE] = places[i, 0]
                 row[_PLACE + 1] = now
                 row[_PLACE + 2] = places[i, 1]
                 row[_PLACE + 3] = places[i, 2]
                 row[_PLACE + 4] = places[i, 3] | facts << 8
-            out[i, 13] = hours[25]
+                if facts & _FAMILIAR:
+                    for s in range(5):
+                        row[_FAMILIAR_PLACE + s] = row[_PLACE + s]
+            out[i, 8] = hours[25]
             if hours[25] == 0:
                 hours[25] = now
             if facts & 1 and now - row[2] >= 24 * _HOUR_NS and now // _HOUR_NS > last // _HOUR_NS:

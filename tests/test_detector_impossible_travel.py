@@ -29,6 +29,7 @@ PLACES = {
 SOURCES = {
     "91.33": ("berlin", 64501),
     "93.40": ("hamburg", 64501),
+    "95.7": ("hamburg", 64520),
     "185.7": ("madrid", 64502),
     "44.1": ("new york", 64503),
     "14.160": ("hanoi", 64504),
@@ -161,6 +162,17 @@ def test_a_user_of_a_vpn_is_low_from_the_fourth_exit_on() -> None:
 def test_an_unknown_place_between_two_is_passed_over() -> None:
     unplaced = login(2 * DAY + 15.2 * HOUR, "10.0.0.1", "ann")
     assert len(found([*days_at(HOME), unplaced, login(2 * DAY + 15.4 * HOUR, "14.160.1.1", "ann")])) == 1
+
+
+def test_a_stranger_in_between_accuses_no_new_network_of_the_user() -> None:
+    stranger = login(2 * DAY + 15.5 * HOUR, "14.160.1.1", "ann")
+    phone = login(2 * DAY + 16 * HOUR, "95.7.1.1", "ann")
+    (finding,) = found([*days_at(HOME), stranger, phone])
+    assert finding.sources == ("14.160.1.1",)
+
+
+def test_an_account_whose_first_two_logins_are_far_apart_is_raised() -> None:
+    assert len(found([login(0, HOME, "new"), login(HOUR, "14.160.1.1", "new")])) == 1
 
 
 def test_a_failure_travels_nowhere() -> None:

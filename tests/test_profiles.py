@@ -237,9 +237,9 @@ def test_the_last_place_is_told_with_what_was_usual_there() -> None:
         Profiles(),
         [{"at": 1, "place": berlin}, {"at": 2}, {"at": 3, "place": lagos}, {"at": 4, "place": berlin}],
     )
-    assert told.place_of(0) is None
-    assert told.place_of(1) is None
-    first, second = told.place_of(2), told.place_of(3)
+    assert told.last_place(0) is None
+    assert told.last_place(1) is None
+    first, second = told.last_place(2), told.last_place(3)
     assert first is not None and second is not None
     assert (first.latitude, first.longitude, first.accuracy, first.family) == (525200, 134000, 20, 4)
     assert (first.network, first.time_ns) == (0x5B21_0001, START + HOUR_NS)
@@ -247,6 +247,7 @@ def test_the_last_place_is_told_with_what_was_usual_there() -> None:
     assert (second.latitude, second.longitude, second.family) == (-331234, -1512100, 6)
     assert second.network == 0x2A0A_A540_0000_0001
     assert second.facts & NETWORK
+    assert [told.last_familiar_place(at) for at in range(4)] == [None, None, None, second]
 
 
 @given(st.integers(-900_000, 900_000), st.integers(-1_800_000, 1_800_000))

@@ -11,7 +11,7 @@ from ...daemon.events import I64, NS_PER_S, U64
 from ..addressing import join_keys
 from ..campaigns import Campaigns, Record, marks
 from ..finding import EntityType, Finding, Kind, finding_id
-from ..profiles import ASN, RANGE, SITE_RANGE, Place, unpacked
+from ..profiles import FAMILIAR, Place, unpacked
 from ..standing import Standing
 from ..tables import NS_PER_DAY, DistinctCounter
 from .attempts import Attempts
@@ -32,7 +32,9 @@ class _Jump(NamedTuple):
 
 
 class ImpossibleTravel:
-    """Two successive successes of a user (ATT&CK T1078) farther apart than anybody travels in the time between.
+    """Two successes of a user (ATT&CK T1078) farther apart than anybody travels in the time between.
+
+    A login from a stranger's network is held against the last one from a familiar network, where there is one.
 
     The distance is that of a great circle less the accuracy of both places. It is raised from `least_km` on where
     `speed` kilometres an hour do not reach, and where one of the two networks is not usual: neither its range
@@ -104,24 +106,31 @@ class ImpossibleTravel:
         return [self._finding(*grown) for grown in self._campaigns.grown(followed, story_of)]
 
     def _jump(self, attempts: Attempts, row: int) -> _Jump | None:
-        before = attempts.recalled.place_of(row)
-        if before is None:
+        recalled = attempts.recalled
+        last, familiar = recalled.last_place(row), recalled.last_familiar_place(row)
+        if last is None:
             return None
-        facts = int(attempts.facts[row])
+        if not int(attempts.facts[row]) & FAMILIAR:
+            # A stranger who was there in between says nothing of this one.
+            reach = self._too_far(attempts, row, familiar or last)
+            return _Jump(row, attempts.source[row], attempts.source_of(row), *reach) if reach else None
+        if last.facts & FAMILIAR or attempts.time_ns[row] - last.time_ns > self._look_back_ns:
+            return None
+        reach = self._too_far(attempts, row, last)
+        if reach is None:
+            return None
+        address = (last.network & (1 << 64) - 1, 0) if last.family == 6 else (0, last.network)
+        networks = attempts.networks
+        return _Jump(row, networks.key(last.family, *address), networks.text(last.family, *address), *reach)
+
+    def _too_far(self, attempts: Attempts, row: int, before: Place) -> tuple[int, int] | None:
+        """(kilometres, minutes) of a journey that nobody makes; else None."""
         packed, accuracy, _, _ = attempts.place[row].tolist()
         distance = int(great_circle_km(before, *unpacked(packed))) - before.accuracy - accuracy
         elapsed_ns = max(0, int(attempts.time_ns[row]) - before.time_ns)
         if distance < self._least_km or distance * _HOUR_NS <= self._speed * elapsed_ns:
             return None
-        minutes = elapsed_ns // (60 * NS_PER_S)
-        if not _usual(facts):
-            return _Jump(row, attempts.source[row], attempts.source_of(row), distance, minutes)
-        if not _usual(before.facts) and elapsed_ns <= self._look_back_ns:
-            high, low = (before.network & (1 << 64) - 1, 0) if before.family == 6 else (0, before.network)
-            networks = attempts.networks
-            text = networks.text(before.family, high, low)
-            return _Jump(row, networks.key(before.family, high, low), text, distance, minutes)
-        return None
+        return distance, elapsed_ns // (60 * NS_PER_S)
 
     def _finding(self, record: Record, story: dict[str, Any]) -> Finding:
         source, user = story["entity"], story["user"]
@@ -168,10 +177,6 @@ class ImpossibleTravel:
     def load(self, state: dict[str, Any]) -> None:
         self._campaigns.load(state["campaigns"])
         self._strangers.load(state["strangers"])
-
-
-def _usual(facts: int) -> bool:
-    return facts & (RANGE | ASN | SITE_RANGE) != 0
 
 
 def great_circle_km(place: Place, latitude: int, longitude: int) -> float:

@@ -28,6 +28,7 @@ from ..standing import Standing
 from ..tables import NS_PER_DAY
 from .attempts import Attempts
 
+_WEEK_NS = 7 * NS_PER_DAY
 _HALF_DAY_NS = 12 * 3600 * NS_PER_S
 _ENOUGH = 20
 """Logins after which a user's own countries say more than those of the site."""
@@ -41,7 +42,8 @@ class NewAccess:
 
     New is what the user's own successes of the last 30 days do not know (`Profiles`). *Strange* is a new network,
     not shared by five users, in a country that is new for a user of twenty logins or more, or in a range that nobody
-    at the site is known for and, where a database knows them, of a country or autonomous system likewise.
+    at the site is known for and, where a database knows them, of a country or autonomous system likewise. In its first
+    week a site has not met all providers of its country: then the country alone counts.
 
     Strange alone is low: a traveller looks the same. It is medium at an hour at which neither the user nor the
     people of the site log in, by a method that the user has never used, or by a password where the user's
@@ -113,10 +115,12 @@ class NewAccess:
         facts, logins = attempts.facts[rows], attempts.logins[rows]
         country, system = attempts.country[rows], attempts.system[rows]
         placed = (country != 0) | (system != 0)
+        young = attempts.time_ns[rows] - attempts.recalled.site_first_ns[rows] < _WEEK_NS
+        known_system = (system == 0) | (young & (country != 0))
 
         def knows(ranges: int, countries: int, systems: int) -> Bool:
             there: Bool = placed & ((country == 0) | (facts & countries > 0))
-            there &= (system == 0) | (facts & systems > 0)
+            there &= known_system | (facts & systems > 0)
             return there | (facts & ranges > 0)
 
         # Before there was a database, no country was learnt.
