@@ -24,13 +24,14 @@ from .events import I64, U8, U64
 
 MOST_BYTES = 1 << 30
 MOST_CACHED = 65_536
-"""Addresses whose answer is kept; the one asked longest ago goes first."""
+"""Addresses whose answer is kept; the one kept longest goes first."""
 ACCURACY_KM = 100
 """Taken where a database has places and does not say how exact they are."""
 
+_HALF = np.uint64(32)
+
 Answer = tuple[int, int, int, int]
 """Country, autonomous system, packed place, accuracy; 0 = unknown."""
-NOTHING: Answer = (0, 0, 0, 0)
 
 
 class Geography:
@@ -42,22 +43,24 @@ class Geography:
 
     def __init__(self, city: Path | None, asn: Path | None) -> None:
         self._databases = [_Database(path) for path in (city, asn) if path is not None]
-        self._cache: dict[tuple[int, int, int], Answer] = {}
+        self._cache: dict[int, Answer] = {}  # by IPv4 address, or the first half of an IPv6 address
 
     def columns(self, address: U64, family: U8) -> tuple[I64, I64, I64]:
         """For addresses `uint64[n, 2]`: country (both letters as one number), autonomous system (both `int64[n]`),
         and `int64[n, 4]`: latitude and longitude packed, accuracy in kilometres, network, family; 0 = unknown.
         """
-        whole = np.column_stack((address, family.astype(np.uint64)))
-        distinct, back = np.unique(whole, axis=0, return_inverse=True)
-        answers: I64 = np.array([self._answer(*one) for one in distinct.tolist()], np.int64).reshape(-1, 4)
-        found = answers[back.reshape(-1)]
-        places: I64 = np.zeros((len(found), 4), np.int64)
-        placed = found[:, 2] != 0
+        # Of IPv6 the /64, which is no number of IPv4: nothing below 0:1::/32 is given to anybody.
+        high = np.where(address[:, 0] >> _HALF != 0, address[:, 0], np.uint64(0))
+        networks: U64 = np.where(family == 6, high, address[:, 1])
+        distinct, back = np.unique(networks, return_inverse=True)
+        cache = self._cache
+        answers = [cache.get(network) or self._look_up(network, cache) for network in distinct.tolist()]
+        found = np.array(answers, np.int64).reshape(-1, 4)[back]
+        places = np.zeros((len(found), 4), np.int64)
         places[:, :2] = found[:, 2:]
-        network = np.where(family == 6, address[:, 0], address[:, 1]).view(np.int64)
-        places[:, 2] = np.where(placed, network, 0)
-        places[:, 3] = np.where(placed, family, 0)
+        placed = found[:, 2] != 0
+        places[placed, 2] = networks[placed].view(np.int64)
+        places[placed, 3] = family[placed]
         return found[:, 0].copy(), found[:, 1].copy(), places
 
     def refresh(self) -> list[str]:
@@ -66,28 +69,15 @@ class Geography:
         for database in self._databases:
             said += database.refresh()
         if any(database.fresh for database in self._databases):
-            self._cache.clear()
+            self._cache = {}  # whoever looks up meanwhile, in another thread, goes on with the former one
         return said
 
     def built(self) -> dict[Path, int]:
         """When each database was made, in seconds since 1970."""
         return {database.path: database.built_s for database in self._databases}
 
-    def _answer(self, high: int, low: int, family: int) -> Answer:
-        key = (family, high if family == 6 else 0, 0 if family == 6 else low)
-        found = self._cache.pop(key, None)
-        if found is None:
-            found = self._look_up(high, low, family)
-            while len(self._cache) >= MOST_CACHED:
-                del self._cache[next(iter(self._cache))]
-        self._cache[key] = found
-        return found
-
-    def _look_up(self, high: int, low: int, family: int) -> Answer:
-        """Of IPv6 the first address of the /64: what a user has of it is no matter."""
-        if family not in (4, 6):
-            return NOTHING
-        address = IPv6Address(high << 64) if family == 6 else IPv4Address(low)
+    def _look_up(self, network: int, cache: dict[int, Answer]) -> Answer:
+        address = IPv6Address(network << 64) if network >> 32 else IPv4Address(network)
         country = system = place = accuracy = 0
         for database in self._databases:
             record = database.record(address)
@@ -95,7 +85,10 @@ class Geography:
             system = system or _system(record)
             if not place:
                 place, accuracy = _place(record)
-        return country, system, place, accuracy
+        while len(cache) >= MOST_CACHED:
+            del cache[next(iter(cache))]
+        answer = cache[network] = country, system, place, accuracy
+        return answer
 
 
 class _Database:
