@@ -62,7 +62,9 @@ def two(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_both_databases_answer(two: tuple[Path, Path]) -> None:
-    found = look(Geography(*two), "192.0.2.1", "192.0.2.200", "198.51.100.1", "2001:db8:5::1", "0:0:c000:201::")
+    found = look(
+        Geography(*two), "192.0.2.1", "192.0.2.200", "198.51.100.1", "2001:db8:5::1", "0:0:c000:201::"
+    )
     assert found == [
         ("DE", 64500, (10.5, -20.25), 20),
         ("DE", 0, (10.5, -20.25), 20),
