@@ -4,7 +4,6 @@ file and one line here. Each can say how an entity stands with it (`standing`), 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from inspect import signature
 from typing import Any
 
@@ -91,7 +90,7 @@ class LoginDetection:
             convictions[name], raised = self._detectors[name].follow(attempts)
             found += raised
         alone = np.any([followed.serial > 0 for followed in convictions.values()], axis=0)
-        attempts = replace(attempts, convicted=alone)
+        attempts = attempts.with_convicted(alone)
         for name in SITE_DETECTORS:
             convictions[name], raised = self._detectors[name].follow(attempts)
             found += raised

@@ -7,7 +7,7 @@ both are settled here. Failures and successes whose client is unknown are left o
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,7 @@ class Attempts:
     exists: Bool  # nothing says that the account does not
     popular: Bool  # its name is one that strangers guess everywhere
     rhythm: U8  # bits of `Rhythm`: what the failures of the source have in common
+    job: Bool  # the failures of the source are those of a job that nobody looks after, see `_job`
     private: Bool  # the source is of a private network (RFC 1918, RFC 4193), this machine or its link
     proven: Bool  # the client is its own peer, and no datagram told of it
     marked: I64  # what campaigns keep of the event; of a success they are only asked
@@ -63,41 +64,21 @@ class Attempts:
     method: U8  # of a success, a number of `profiles.METHODS`
     country: I64  # of a success, where a database knows it: both letters as one number, else 0
     system: I64  # of a success: the number of its autonomous system, else 0
-    convicted: Bool  # a detector of single sources has this one under conviction; set when they have spoken
+    stranger: Bool  # see `with_convicted`, before which there are none
+    nameless: Bool
     place: I64  # [n, 4] of a success: latitude and longitude packed, accuracy (km), network, family; else 0
     recalled: Recalled  # the rest of what was usual
 
-    @property
-    def job(self) -> Bool:
-        """Where the failures of the source are those of a job that nobody looks after: of one user, and by a
-        refused key alone; or at a fixed period, from where that user has logged in before, from inside, or
-        for an account that there is not.
-        """
-        fixed = self.rhythm & Rhythm.PERIODIC > 0
-        harmless = (self.rhythm & Rhythm.NOBODY > 0) | self.private | (self.first_success_ns > 0)
-        alone = self.rhythm & Rhythm.KEY_ALONE > 0
-        made: Bool = (self.rhythm & Rhythm.ONE_USER > 0) & (alone | (fixed & harmless))
-        return made
+    def with_convicted(self, convicted: Bool) -> Attempts:
+        """The same once the detectors of single sources have spoken: with those left whom nobody knows.
 
-    @property
-    def stranger(self) -> Bool:
-        """Failures for an account that exists, of sources that nobody logs in from, that this user does not come
-        from, and that are not under conviction by themselves.
+        `stranger` are failures for an account that exists, of sources that nobody logs in from, that this user does
+        not come from, and that are not under conviction by themselves; `nameless` those for accounts that do not.
         """
+        foreign = (self.failures > 0) & (self.user != 0) & (self.credit == 0)
+        foreign &= ~self.private & ~self.job & ~convicted
         unknown = (self.first_success_ns == 0) & (self.facts & (WIDER | NETWORK) == 0)
-        made: Bool = self._foreign & self.exists & unknown
-        return made
-
-    @property
-    def nameless_stranger(self) -> Bool:
-        """The same for accounts that do not exist."""
-        return self._foreign & ~self.exists
-
-    @property
-    def _foreign(self) -> Bool:
-        made: Bool = (self.failures > 0) & (self.user != 0) & (self.credit == 0)
-        made &= ~self.private & ~self.job & ~self.convicted
-        return made
+        return replace(self, stranger=foreign & self.exists & unknown, nameless=foreign & ~self.exists)
 
     def packed_sources(self, rows: I64) -> tuple[bytes, I32]:
         """The clients of these rows as names for `Campaigns`: bytes for `source_text`, and spans `int32[n, 2]`."""
@@ -221,7 +202,7 @@ class AttemptStage:
         by_key = (batch.outcome[row] == Outcome.DISCONNECT) & exists
         rhythm = self._rhythm.update(source, user, time_ns, failures, by_key, ~exists)
         likely = np.minimum(np.searchsorted(self._popular, user), len(self._popular) - 1)
-        wider = self._wider.keys(client, family)
+        wider, private = self._wider.keys(client, family), _private(client, family)
         provenance = batch.provenance[row]
         peer = batch.peer.take(row, axis=0)
         proven = (client[:, 1] == peer[:, 1]) & (client[:, 0] == peer[:, 0])
@@ -269,7 +250,8 @@ class AttemptStage:
             exists=exists,
             popular=self._popular[likely] == user,
             rhythm=rhythm,
-            private=_private(client, family),
+            job=_job(rhythm, private | (first_success_ns > 0)),
+            private=private,
             proven=proven,
             marked=np.where(success, ASK, marks(batch.line[row], provenance, proven, failures)),
             spans=spans,
@@ -279,7 +261,8 @@ class AttemptStage:
             user_last_ns=recalled.last_ns,
             facts=recalled.facts,
             method=method,
-            convicted=np.zeros(len(row), np.bool_),
+            stranger=np.zeros(len(row), np.bool_),
+            nameless=np.zeros(len(row), np.bool_),
             country=country,
             system=system,
             place=place,
@@ -322,6 +305,17 @@ def _absent(batch: AuthBatch, row: I64) -> Bool:
         said = (letters[:, 1:] == np.frombuffer(_NOBODY, np.uint8)[1:]).all(axis=1)
         found[likely] = said & ((letters[:, 0] == ord("d")) | (letters[:, 0] == ord("l")))
     return found
+
+
+def _job(rhythm: U8, at_home: Bool) -> Bool:
+    """Failures like those of a job that nobody looks after: of one user, and by a refused key alone; or at a fixed
+    period, from inside or where that user has logged in before, or for an account that there is not.
+    """
+    fixed = rhythm & Rhythm.PERIODIC > 0
+    harmless = (rhythm & Rhythm.NOBODY > 0) | at_home
+    alone = rhythm & Rhythm.KEY_ALONE > 0
+    made: Bool = (rhythm & Rhythm.ONE_USER > 0) & (alone | (fixed & harmless))
+    return made
 
 
 def _private(client: U64, family: U8) -> Bool:

@@ -54,7 +54,7 @@ class CredentialStuffing:
     def follow(self, attempts: Attempts) -> tuple[Followed, list[Finding]]:
         """What each failure belongs to, and each success that those who take part may have had; the findings."""
         stranger = attempts.stranger & ~attempts.popular
-        nobody = attempts.nameless_stranger & ~attempts.popular
+        nobody = attempts.nameless & ~attempts.popular
         first = self._participants.update(attempts, stranger, nobody)
         counted = self._count(attempts, stranger & (attempts.pending == 0))
         familiar = (attempts.failures > 0) & (attempts.first_success_ns > 0)

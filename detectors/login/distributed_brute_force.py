@@ -55,6 +55,7 @@ class DistributedBruteForce:
         windows_ns = tuple(int(s) * NS_PER_S for s in self._windows_s)
         self._tries_at_site = WindowCounter(1, tuple((ns // 12, 13) for ns in windows_ns))
         self._accounts_at_site = DistinctCounter(1, _MOST_ACCOUNTS, windows_ns)
+        self._others: I64 = np.zeros(2, np.int64)
         self._campaigns = Campaigns(NS_PER_DAY, capacity=accounts, records=1024)
 
     def follow(self, attempts: Attempts) -> tuple[Followed, list[Finding]]:
@@ -104,14 +105,21 @@ class DistributedBruteForce:
         return [hour, np.where(popular, never, self._limits[1] + allowed + others[:, 1])]
 
     def _of_others(self, attempts: Attempts, rows: I64, counts: I64) -> I64:
-        """Twice what strangers try at each other account in these windows: the share of an attack on all of them."""
-        aimed = attempts.stranger[rows] & ~attempts.popular[rows]
-        site = np.ones(len(rows), np.uint64)
-        time_ns = attempts.time_ns[rows]
-        tries = self._tries_at_site.update(site, time_ns, aimed.astype(np.int64))
-        change = np.where(aimed, DistinctCounter.ADD, DistinctCounter.ASK).astype(np.int8)
-        accounts = self._accounts_at_site.update(site, attempts.user[rows], time_ns, change)[:, :2]
-        made: I64 = 2 * np.maximum(tries - counts, 0) // np.maximum(accounts - 1, _FEW_ACCOUNTS)
+        """Twice what strangers try at each other account in these windows: the share of an attack on all of them.
+
+        It is reckoned at each failure that is aimed at somebody, and holds until the next.
+        """
+        aimed = np.flatnonzero(attempts.stranger[rows] & ~attempts.popular[rows])
+        site, time_ns = np.ones(len(aimed), np.uint64), attempts.time_ns[rows[aimed]]
+        tries = self._tries_at_site.update(site, time_ns, np.ones(len(aimed), np.int64))
+        change = np.full(len(aimed), DistinctCounter.ADD, np.int8)
+        accounts = self._accounts_at_site.update(site, attempts.user[rows[aimed]], time_ns, change)[:, :2]
+        others = 2 * np.maximum(tries - counts[aimed], 0) // np.maximum(accounts - 1, _FEW_ACCOUNTS)
+        values = np.concatenate((self._others[None], others))
+        self._others = values[-1].copy()
+        latest = np.zeros(len(rows), np.int64)
+        latest[aimed] = 1
+        made: I64 = values[np.cumsum(latest)]
         return made
 
     def _story(
@@ -175,6 +183,7 @@ class DistributedBruteForce:
             "participants": self._participants.save(),
             "tries_at_site": self._tries_at_site.save(),
             "accounts_at_site": self._accounts_at_site.save(),
+            "others": self._others.copy(),
             "campaigns": self._campaigns.save(),
         }
 
@@ -184,4 +193,5 @@ class DistributedBruteForce:
         self._participants.load(state["participants"])
         self._tries_at_site.load(state["tries_at_site"])
         self._accounts_at_site.load(state["accounts_at_site"])
+        self._others = state["others"].copy()
         self._campaigns.load(state["campaigns"])

@@ -10,6 +10,8 @@ import numpy as np
 from ...daemon.events import I64, Bool
 from .attempts import Attempts
 
+_SETTLED_NS = 2 * 3600 * 10**9  # more than it takes a success to give its source credit
+
 
 class Participants:
     """Sources that failed as strangers, whom each tried first, and which of them turned out to be no attacker's:
@@ -32,10 +34,13 @@ class Participants:
         """
         first, self._seen = self._seen, self._seen + len(attempts.row)
         source, user = attempts.source.view(np.int64), attempts.user.view(np.int64)
-        known = np.fromiter(self._suspects, np.int64, len(self._suspects))
         suspects = strangers if nameless is None else strangers | nameless
         rows = np.flatnonzero(suspects)
-        came = np.flatnonzero(attempts.success | (attempts.job & ~suspects))
+        # Where users have logged in for hours, nobody can have been a stranger.
+        lately = attempts.time_ns - attempts.first_success_ns < _SETTLED_NS
+        new = (attempts.first_success_ns == 0) | lately
+        came = np.flatnonzero((attempts.success & new) | (attempts.job & ~suspects))
+        known = np.fromiter(self._suspects, np.int64, len(self._suspects) if len(came) else 0)
         came = came[np.isin(source[came], np.concatenate((known, source[rows])))]
         insists = suspects & (attempts.pending + attempts.failures > self._tries)
         for at in np.sort(np.concatenate((rows, came))).tolist():
