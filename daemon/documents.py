@@ -7,7 +7,7 @@ from typing import Any
 
 from ..detectors.finding import MOST_LISTED, Finding
 from .events import NS_PER_S, rfc3339
-from .masking import BLIND, Mask
+from .masking import BLIND, Mask, looks_like_password
 
 TUPLES = ("sources", "users", "targets", "techniques", "lines", "samples", "blockable", "part_of")
 
@@ -33,15 +33,16 @@ def finding_document(finding: Finding, mask: Mask = BLIND) -> dict[str, Any]:
     made["time"] = rfc3339(made.pop("time_ns"))
     made["start"] = rfc3339(made.pop("start_ns"))
     made["end"] = rfc3339(made.pop("end_ns"))
-    made["graded"] = rfc3339(graded(finding))
+    made["graded"] = rfc3339(graded(finding)) if finding.graded_ns > finding.time_ns else made["time"]
     del made["graded_ns"]
     names = [*finding.users, *((finding.entity,) if finding.entity_type == "user" else ())]
+    hidden = [name for name in names if looks_like_password(name) and mask.hides(name)]
     for place in ("entity", "baseline", "threshold"):
-        made[place] = mask.text(made[place], names)
-    made["users"] = mask.all(finding.users)
-    made["samples"] = [mask.text(sample, names) for sample in finding.samples]
+        made[place] = mask.text(made[place], hidden)
+    made["users"] = mask.all(finding.users) if hidden else list(finding.users)
+    made["samples"] = [mask.text(sample, hidden) for sample in finding.samples]
     made["figures"] = {
-        k: mask.text(v, names) if isinstance(v, str) else v for k, v in sorted(finding.figures.items())
+        k: mask.text(v, hidden) if isinstance(v, str) else v for k, v in sorted(finding.figures.items())
     }
     digest, count = made.pop("participants_digest") or None, finding.figures.get("distinct_sources", 0)
     if isinstance(count, int) and count > max(MOST_LISTED, len(finding.sources)):

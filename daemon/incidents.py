@@ -174,6 +174,8 @@ class Incident:
     def document(self) -> dict[str, Any]:
         """The incident as users and sinks see it; times in RFC 3339."""
         lead, reached, targets = self.lead, self.reached(), self.together("targets")
+        raised_ns = min(f.time_ns for f in self.findings.values())
+        said = {time_ns: rfc3339(time_ns) for time_ns in {raised_ns, *reached.values()}}
         return {
             "id": self.id,
             "revision": self.revision,
@@ -185,9 +187,9 @@ class Incident:
             "title": self.title(),
             "start": rfc3339(self.start_ns),
             "end": rfc3339(self.end_ns),
-            "raised": rfc3339(min(f.time_ns for f in self.findings.values())),
-            "priority_since": rfc3339(reached[self.priority]),
-            "reached": {priority: rfc3339(time_ns) for priority, time_ns in reached.items()},
+            "raised": said[raised_ns],
+            "priority_since": said[reached[self.priority]],
+            "reached": {priority: said[time_ns] for priority, time_ns in reached.items()},
             "sources": self.together("sources"),
             "users": self.mask.for_targets(targets).all(self.together("users")),
             "targets": targets,

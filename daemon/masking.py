@@ -116,7 +116,8 @@ class Mask:
 
     def all(self, names: Iterable[str]) -> list[str]:
         """Each name once, masked where it must be, in order."""
-        return list(dict.fromkeys(map(self, names)))
+        each = list(dict.fromkeys(names))
+        return list(dict.fromkeys(map(self, each))) if any(map(looks_like_password, each)) else each
 
     def text(self, text: str, names: Iterable[str]) -> str:
         """`text`, such as a line of a log, with those of `names` hidden that must be, and other users it names."""

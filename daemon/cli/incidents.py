@@ -180,6 +180,8 @@ def exceptions(
     known = [Benign.from_state(s).document(mask, now_ns) for s in store.exceptions()]
     if remove is None:
         found = [e for e in known if every or e["state"] == "in force"]
+        if not as_json:
+            found = [e | {name: e[name] or ["any"] for name in ("users", "sources")} for e in found]
         if not emit(found, as_json, EXCEPTION_COLUMNS) and not as_json:
             print("no exceptions" if every else "no exceptions in force")
         return
