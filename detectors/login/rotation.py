@@ -20,6 +20,7 @@ _MOST_ALLOWED = 48
 _WIDER = NetworkKeys(b"", 24, 48)
 """For the texts of networks; `Attempts.wider` has their keys."""
 _MANY_USERS = 8
+_FEW_MEMBERS = 3
 
 
 class Rotation:
@@ -96,9 +97,15 @@ class Rotation:
         followed = self._campaigns.update(
             key, time_ns, over, marked, attempts.source[rows], spans, names, since_ns, kept=credit.copy()
         )
+        # Most networks that strangers fail from have one or two who do; what users they try need not be kept.
+        tried = np.flatnonzero(counted & ((counts[:, -2] >= _FEW_MEMBERS) | (followed.serial > 0)))
+        asked = rows[tried]
         named = self._users.update(
-            key, time_ns, over, marked, attempts.user[rows], attempts.spans[rows], attempts.batch.text, since_ns
+            key[tried], time_ns[tried], over[tried], marked[tried], attempts.user[asked], attempts.spans[asked],
+            attempts.batch.text, since_ns[tried],
         )  # fmt: skip
+        users: I64 = np.zeros(len(rows), np.int64)
+        users[tried] = named.serial
 
         def story_of(at: int) -> dict[str, Any]:
             row, window_s, limit = int(rows[at]), self._windows_s[scale[at]], int(limits[scale[at]][at])
@@ -111,7 +118,7 @@ class Rotation:
                 "entity": entity,
                 "family": int(family[at]),
                 "credit": int(credit[at]),
-                "users": int(named.serial[at]),
+                "users": int(users[at]),
                 "limit": limit,
                 "window_s": window_s,
                 "threshold": f"failures from {limit} members of one network in {window_s} s, few from each",
