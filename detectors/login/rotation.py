@@ -11,6 +11,7 @@ from ...daemon.events import I64, NS_PER_S, U8, U64
 from ..addressing import NetworkKeys, join_keys
 from ..campaigns import ASK, Campaigns, Followed, Record
 from ..finding import EntityType, Finding, Kind, finding_id
+from ..profiles import PUBLICKEY
 from ..standing import Standing
 from ..tables import NS_PER_DAY, DistinctCounter, History
 from .attempts import Attempts
@@ -72,8 +73,8 @@ class Rotation:
     def follow(self, attempts: Attempts) -> tuple[Followed, list[Finding]]:
         """What each attempt belongs to, and the findings.
 
-        A success is told the campaign of its network unless its user was at home there before, or the network is a
-        /24 where nobody has tried to be this user.
+        A success is told the campaign of its network unless it was by a key, its user was at home there before, or the
+        network is a /24 where nobody has tried to be this user.
         """
         stranger = (attempts.credit == 0) & (attempts.first_success_ns == 0) & (attempts.user != 0)
         stranger &= ~attempts.private & ~attempts.job & (attempts.pending < self._tries)
@@ -132,7 +133,8 @@ class Rotation:
             )
         ]
         at_home = (first_ns > 0) & (first_ns < followed.start_ns)
-        told = counted | (success & ~at_home & ((family == 6) | (pending > 0)))
+        guessed = success & ~at_home & (attempts.method[rows] != PUBLICKEY) & ((family == 6) | (pending > 0))
+        told = counted | guessed
         followed = replace(followed, serial=np.where(told, followed.serial, 0), live=live)
         return spread(followed, rows, len(attempts.row)), found
 
