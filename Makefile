@@ -56,7 +56,7 @@ fuzz: $(VENV)/.tools $(VENV)/.runtime ## fuzz what the enforcer takes from other
 	@$(BIN)/python tests/fuzz/fuzz_enforcer.py --seconds $(FUZZ_SECONDS)
 
 benchmark: $(VENV)/.tools $(VENV)/.runtime ## every benchmark; each is also a command of its own
-	@for each in auth_parse auth_replay packets line_to_drop block kill_switch rest; do \
+	@for each in auth_parse auth_replay detection_profile packets line_to_drop block kill_switch rest detection_memory; do \
 		echo "== benchmarks/$$each.py"; $(BIN)/python benchmarks/$$each.py || exit 1; done
 
 benchmark-detection: $(VENV)/.tools $(VENV)/.runtime ## attacks caught and people accused, beside fail2ban and CrowdSec; DETECTION="..."

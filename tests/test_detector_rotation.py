@@ -197,6 +197,14 @@ def test_a_login_from_the_network_is_told_of_the_campaign(member: str, user: str
     assert followed(events)[-1] is told
 
 
+def test_a_login_by_a_key_is_no_guess() -> None:
+    events = [
+        *(six(60 * n, n) for n in range(20)),
+        login(1300, source=f"{SITE}:fff::1", user="ci", method="publickey"),
+    ]
+    assert followed(events)[-1] is False
+
+
 def test_who_logged_in_from_the_network_before_is_not_told() -> None:
     events = [*at_home(1, -9999), *(six(60 * n, n) for n in range(30))]
     events.append(login(2000, source=f"{SITE}:ffff::1", user="p0"))

@@ -11,6 +11,7 @@ from ...daemon.events import I64, NS_PER_S, U8, U64
 from ..addressing import NetworkKeys, join_keys
 from ..campaigns import ASK, Campaigns, Followed, Record
 from ..finding import EntityType, Finding, Kind, finding_id
+from ..profiles import PUBLICKEY
 from ..standing import Standing
 from ..tables import NS_PER_DAY, DistinctCounter, History
 from .attempts import Attempts
@@ -20,6 +21,7 @@ _MOST_ALLOWED = 48
 _WIDER = NetworkKeys(b"", 24, 48)
 """For the texts of networks; `Attempts.wider` has their keys."""
 _MANY_USERS = 8
+_FEW_MEMBERS = 3
 
 
 class Rotation:
@@ -71,8 +73,8 @@ class Rotation:
     def follow(self, attempts: Attempts) -> tuple[Followed, list[Finding]]:
         """What each attempt belongs to, and the findings.
 
-        A success is told the campaign of its network unless its user was at home there before, or the network is a
-        /24 where nobody has tried to be this user.
+        A success is told the campaign of its network unless it was by a key, its user was at home there before, or the
+        network is a /24 where nobody has tried to be this user.
         """
         stranger = (attempts.credit == 0) & (attempts.first_success_ns == 0) & (attempts.user != 0)
         stranger &= ~attempts.private & ~attempts.job & (attempts.pending < self._tries)
@@ -96,9 +98,15 @@ class Rotation:
         followed = self._campaigns.update(
             key, time_ns, over, marked, attempts.source[rows], spans, names, since_ns, kept=credit.copy()
         )
+        # Most networks that strangers fail from have one or two who do; what users they try need not be kept.
+        tried = np.flatnonzero(counted & ((counts[:, -2] >= _FEW_MEMBERS) | (followed.serial > 0)))
+        asked = rows[tried]
         named = self._users.update(
-            key, time_ns, over, marked, attempts.user[rows], attempts.spans[rows], attempts.batch.text, since_ns
+            key[tried], time_ns[tried], over[tried], marked[tried], attempts.user[asked], attempts.spans[asked],
+            attempts.batch.text, since_ns[tried],
         )  # fmt: skip
+        users: I64 = np.zeros(len(rows), np.int64)
+        users[tried] = named.serial
 
         def story_of(at: int) -> dict[str, Any]:
             row, window_s, limit = int(rows[at]), self._windows_s[scale[at]], int(limits[scale[at]][at])
@@ -111,7 +119,7 @@ class Rotation:
                 "entity": entity,
                 "family": int(family[at]),
                 "credit": int(credit[at]),
-                "users": int(named.serial[at]),
+                "users": int(users[at]),
                 "limit": limit,
                 "window_s": window_s,
                 "threshold": f"failures from {limit} members of one network in {window_s} s, few from each",
@@ -125,7 +133,8 @@ class Rotation:
             )
         ]
         at_home = (first_ns > 0) & (first_ns < followed.start_ns)
-        told = counted | (success & ~at_home & ((family == 6) | (pending > 0)))
+        guessed = success & ~at_home & (attempts.method[rows] != PUBLICKEY) & ((family == 6) | (pending > 0))
+        told = counted | guessed
         followed = replace(followed, serial=np.where(told, followed.serial, 0), live=live)
         return spread(followed, rows, len(attempts.row)), found
 
