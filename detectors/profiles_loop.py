@@ -29,6 +29,7 @@ _SETS = cython.declare(cython.Py_ssize_t, 49)
 _SITE_USERS = cython.declare(cython.Py_ssize_t, 4)
 _ONE = cython.declare(cython.longlong, 16)
 _HOUR_NS = cython.declare(cython.longlong, 3_600_000_000_000)
+_DAY_NS = cython.declare(cython.longlong, 86_400_000_000_000)
 _NEVER = cython.declare(cython.longlong, 0x7FFF_FFFF_FFFF_FFFF)
 _METHOD = cython.declare(cython.longlong, 32)
 _HOUR = cython.declare(cython.longlong, 64)
@@ -96,6 +97,8 @@ def _known(
     found: cython.int = 0
     for at in range(start, start + size):
         if row[at] == key:
+            if learn and row[at + size] > now:
+                row[at + size] = now
             if now - row[at + 2 * size] <= memory:
                 found = 2 if now - row[at + size] >= settle else 1
             elif learn:
@@ -145,6 +148,8 @@ def _known_to_site(
         row[at + 1] = now
     elif now - row[at + 1] >= half_day:
         row[3] = now
+    elif now < row[at + 1]:
+        row[at + 1] = now
     return False
 
 
@@ -206,9 +211,11 @@ def _age(
     """Halves the counts from `first` to `end` for each cell since the one that `at` holds."""
     column: cython.Py_ssize_t
     steps: cython.longlong = cell - row[at]
-    if steps <= 0:
+    if steps == 0 or steps == -1:
         return
     row[at] = cell
+    if steps < 0:
+        return
     if steps > 40:
         steps = 40
     for column in range(first, end):
@@ -285,6 +292,11 @@ def recall_profiles(
         row = table[slot]
         now = time_ns[i]
         last = row[1]
+        if last - now > _DAY_NS:
+            # What came then was of a wrong clock: else nothing new would settle until that day.
+            last = now
+            if row[2] > now and learn:
+                row[2] = now
         if now < last:
             now = last
         if last != 0 and now - last > memory:
@@ -340,9 +352,9 @@ def recall_profiles(
                     for s in range(5):
                         row[_FAMILIAR_PLACE + s] = row[_PLACE + s]
             out[i, 8] = hours[25]
-            if hours[25] == 0:
-                hours[25] = now
-            if facts & 1 and now - row[2] >= 24 * _HOUR_NS and now // _HOUR_NS > last // _HOUR_NS:
+            if hours[25] == 0 or hours[25] > time_ns[i]:
+                hours[25] = time_ns[i]
+            if facts & 1 and now - row[2] >= _DAY_NS and now // _HOUR_NS > last // _HOUR_NS:
                 hours[hour] += 0 if _around_the_clock(row) else _ONE
             if row[2] == 0:
                 row[2] = now

@@ -167,6 +167,21 @@ def test_time_that_goes_back_makes_nothing_usual_sooner() -> None:
     assert told.last_ns.tolist() == [0, START + 9 * HOUR_NS, START + 9 * HOUR_NS]
 
 
+@pytest.mark.parametrize("users", [1, 6])
+def test_one_login_of_a_clock_far_ahead_does_not_stop_learning(users: int) -> None:
+    made = Profiles()
+    ask(made, [{"at": at} for at in (0, 2, 14)])
+    ask(made, [{"at": 24 * 900, "user": user} for user in range(1, users + 1)])
+    ask(made, [{"at": at, "network": n} for at in (20, 21.5) for n in (1, 7)])
+    told = ask(made, [{"at": 34.6, "network": n} for n in (1, 7)])
+    assert [bool(f & NETWORK) for f in told.facts] == [True, True]
+    assert told.site_first_ns.tolist() == [START] * 2
+    assert (told.first_ns <= START + 20 * HOUR_NS).all()
+    assert all(
+        bool(f & SITE_RANGE) for f in ask(made, [{"at": 48, "user": 99, "network": n} for n in (1, 7)]).facts
+    )
+
+
 def test_a_users_hours_are_those_about_which_logins_were() -> None:
     made = Profiles()
     ask(made, [{"at": at} for at in (9, 11, 12, 14)])
