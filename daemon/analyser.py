@@ -60,7 +60,9 @@ class Analyser:
         self.store = Store.open(parts.state / "analyser" / "gatewatch.db")
         self._hash_key = self.store.hash_key()
         self.feeds = self._make_feeds()
-        self._geography = build_geography(parts.config)
+        self._geography = build_geography(parts.config, patient=True)
+        for problem in self._geography.refresh() if self._geography is not None else ():
+            parts.say(problem)
         self._detection = self._make_detection()
         self._correlator = build_correlator(parts.config, parts.rails)
         self._correlator.recall = self._recall

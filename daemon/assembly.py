@@ -82,14 +82,16 @@ def detection_settings(config: Config | None, local: Sequence[str]) -> Detection
     )
 
 
-def build_geography(config: Config | None) -> Geography | None:
-    """The databases of places; None where none is configured. Raises ConfigError naming the file."""
+def build_geography(config: Config | None, *, patient: bool = False) -> Geography | None:
+    """The databases of places; None where none is configured. Raises ConfigError naming the file, unless `patient`:
+    then the first `refresh` reads them, or says what is wrong.
+    """
     if config is None or not (config.detection.geo.city or config.detection.geo.asn):
         return None
     from .geography import Geography
 
     city, asn = config.detection.geo.city, config.detection.geo.asn
-    return Geography(Path(city) if city else None, Path(asn) if asn else None)
+    return Geography(Path(city) if city else None, Path(asn) if asn else None, patient=patient)
 
 
 def build_detection(

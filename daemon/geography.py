@@ -37,12 +37,13 @@ Answer = tuple[int, int, int, int]
 class Geography:
     """Answers for addresses from one or two databases.
 
-    Parameters: `city` and `asn` (files, or None). Either may be of either kind, or hold both. Raises ConfigError
-    naming the file. Everything is read in the constructor and in `refresh`; `columns` opens nothing.
+    Parameters: `city` and `asn` (files, or None). Either may be of either kind, or hold both. Where one cannot be
+    read, a `patient` one is without it until `refresh` can read it; else ConfigError names the file. Everything
+    is read in the constructor and in `refresh`; `columns` opens nothing.
     """
 
-    def __init__(self, city: Path | None, asn: Path | None) -> None:
-        self._databases = [_Database(path) for path in (city, asn) if path is not None]
+    def __init__(self, city: Path | None, asn: Path | None, *, patient: bool = False) -> None:
+        self._databases = [_Database(path, patient) for path in (city, asn) if path is not None]
         self._cache: dict[int, Answer] = {}  # by IPv4 address, or the first half of an IPv6 address
 
     def columns(self, address: U64, family: U8) -> tuple[I64, I64, I64]:
@@ -94,20 +95,23 @@ class Geography:
 class _Database:
     """One file. `fresh`: the last `refresh` read it anew."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, patient: bool) -> None:
         self.path = path
         self.fresh = False
-        self._identity = _identity(path)
+        self._identity = ""
         self._said = ""
         self._damaged = False
-        self._reader = _open(path)
+        self._reader: Any = None
+        if not patient:
+            self._identity = _identity(path)
+            self._reader = _open(path)
 
     @property
     def built_s(self) -> int:
-        return int(self._reader.metadata().build_epoch)
+        return int(self._reader.metadata().build_epoch) if self._reader is not None else 0
 
     def record(self, address: IPv4Address | IPv6Address) -> Mapping[str, Any]:
-        if address.version == 6 and self._reader.metadata().ip_version == 4:
+        if self._reader is None or (address.version == 6 and self._reader.metadata().ip_version == 4):
             return {}
         try:
             found = self._reader.get(address)
@@ -128,7 +132,10 @@ class _Database:
             elif self._said and not problem:
                 return []
         except ConfigError as error:
-            problem = f"{error.message}; what was read before stays in use"
+            state = (
+                "no place is known from it" if self._reader is None else "what was read before stays in use"
+            )
+            problem = f"{error.message}; {state}"
         if problem in ("", self._said):
             return []
         self._said = problem
@@ -165,7 +172,7 @@ def _open(path: Path) -> Any:
     except ConfigError:
         raise
     except Exception as error:
-        said = str(error).replace(f"({path})", "").strip() or type(error).__name__
+        said = str(error).replace(f" ({path})", "").strip() or type(error).__name__
         raise ConfigError(f"{path}: no database of places: {said}", remedy=remedy) from error
     return reader
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 from ..config.schema import Config
@@ -307,6 +308,8 @@ class Service:
             say=say,
         )
         parent = os.getpid()
+        if self._config.detection.geo.city or self._config.detection.geo.asn:
+            import_module("maxminddb")  # the analyser's user may not be able to read where modules are
 
         def work() -> int:
             become(self._analyser_id, parent)

@@ -184,6 +184,18 @@ def test_a_replaced_file_is_taken_and_a_bad_one_is_not(two: tuple[Path, Path], t
     assert look(geography, "192.0.2.1")[0][0] == "NO"
 
 
+def test_a_patient_one_waits_for_its_file(two: tuple[Path, Path], tmp_path: Path) -> None:
+    late = tmp_path / "late.mmdb"
+    geography = Geography(late, two[1], patient=True)
+    (said,) = geography.refresh()
+    assert "late.mmdb: No such file" in said and "no place is known from it" in said
+    assert look(geography, "192.0.2.1") == [("", 64500, None, 0)]
+    assert geography.refresh() == []
+    two[0].rename(late)
+    assert geography.refresh() == []
+    assert look(geography, "192.0.2.1") == [("DE", 64500, (10.5, -20.25), 20)]
+
+
 def test_a_file_that_shrinks_while_it_is_in_use_ends_nothing(two: tuple[Path, Path]) -> None:
     geography = Geography(two[0], None)
     os.truncate(two[0], 0)
