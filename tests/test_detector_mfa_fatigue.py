@@ -310,6 +310,19 @@ def test_a_source_where_others_log_in_is_not_offered_for_a_block() -> None:
     assert finding.blockable == (FAR,)
 
 
+def test_a_user_is_raised_by_a_line_that_names_them() -> None:
+    ends = [
+        flat(
+            code(60 * n, pid=n)[:1],
+            [Line(60 * n + 1, f"sshd[{n}]", f"Connection closed by {FAR} port 40022 [preauth]")],
+        )
+        for n in range(1, 8)
+    ]
+    assert run(flat(*ends)) == {}
+    (finding,) = run(flat(*ends, code(600, pid=9))).values()
+    assert (finding.entity, finding.figures["denied_prompts"]) == ("ann", 8)
+
+
 def test_options_move_the_threshold() -> None:
     options = {"mfa_fatigue": {"prompts": 4, "slow_prompts": 4}}
     assert len(run(bombing(4), detection=login_detectors(options, KEY))) == 1

@@ -67,6 +67,8 @@ class MfaFatigue:
             return Followed.of(whole), []
         strange, success, denied = new[rows], attempts.success[rows], attempts.denied[rows]
         user, time_ns = attempts.user[rows], attempts.time_ns[rows]
+        # A line can lack the name that its session knows; then the next one that has it raises its user.
+        named = (attempts.spans[rows, 0] >= 0) & (attempts.spans[rows, 1] > attempts.spans[rows, 0])
         key = np.where(strange, user, join_keys(user, np.ones(len(rows), np.uint64)))
         change = np.where(success, -attempts.pending[rows], denied)
         marked = np.where(
@@ -91,9 +93,8 @@ class MfaFatigue:
                 text, spans = _names_of_sources(attempts, rows, takes_part & ~success)
             limit = np.where(strange, pace.strange, pace.known)
             items = np.where(takes_part, attempts.source[rows], np.uint64(0))
-            said = pace.campaigns.update(
-                keys, time_ns, counts >= limit, marked, items, spans, text, time_ns - pace.window_s * NS_PER_S
-            )
+            over, since_ns = (counts >= limit) & named, time_ns - pace.window_s * NS_PER_S
+            said = pace.campaigns.update(keys, time_ns, over, marked, items, spans, text, since_ns)
             followed = np.stack(
                 (said.serial, said.start_ns, said.before_ns, said.marks, said.attempts, said.kept)
             )
@@ -103,7 +104,7 @@ class MfaFatigue:
                 return self._opened(attempts, int(rows[at]), pace, bool(strange[at]))
 
             found += [self._bombing(*grown) for grown in pace.campaigns.grown(said, story_of)]
-        chosen = rows[takes_part & success & (whole[0, rows] > 0)]
+        chosen = rows[takes_part & success & named & (whole[0, rows] > 0)]
         return Followed.of(whole), found + self._let_through(attempts, chosen, whole[4])
 
     def update(self, attempts: Attempts) -> list[Finding]:
