@@ -97,6 +97,7 @@ def _claim(
     keys="long long[::1]",
     table="long long[:, ::1]",
     counts="long long[:, ::1]",
+    spread="long long[::1]",
 )
 def count_windows(
     home: I64,
@@ -108,8 +109,12 @@ def count_windows(
     keys: I64,
     table: I64,
     counts: I64,
+    spread: I64,
 ) -> None:
-    """Columns from 2 on: for each scale the start of its newest cell, that cell's place, the sum; then all cells."""
+    """`spread` takes how many cells of the last scale are not empty; it may be empty itself.
+
+    Columns from 2 on: for each scale the start of its newest cell, that cell's place, the sum; then all cells.
+    """
     i: cython.Py_ssize_t
     s: cython.Py_ssize_t
     slot: cython.Py_ssize_t
@@ -177,6 +182,10 @@ def count_windows(
                     place = place - 1 if place > 0 else cells - 1
             table[slot, field + 2] = total
             counts[i, s] = total
+            if weight > 0 and s == scales.shape[0] - 1 and spread.shape[0] > 0:
+                for step in range(first, first + cells):
+                    if table[slot, step] != 0:
+                        spread[i] += 1
             first += cells
         table[slot, _STRENGTH] = total
 

@@ -16,6 +16,7 @@ from . import sketches
 
 NS_PER_DAY = 86_400_000_000_000
 _WAYS = 8
+_NO_SPREAD: I64 = np.zeros(0, np.int64)
 
 
 class Table:
@@ -78,11 +79,19 @@ class WindowCounter:
 
         Weight 0 only asks; a negative weight takes back from the newest cells, and never below nothing.
         """
+        return self._update(keys, time_ns, weights, _NO_SPREAD)
+
+    def update_spread(self, keys: U64, time_ns: I64, weights: I64) -> tuple[I64, I64]:
+        """The same, and for each event of weight above 0 how many cells of the longest window are not empty."""
+        spread: I64 = np.zeros(len(keys), np.int64)
+        return self._update(keys, time_ns, weights, spread), spread
+
+    def _update(self, keys: U64, time_ns: I64, weights: I64, spread: I64) -> I64:
         counts: I64 = np.zeros((len(keys), len(self._scales)), np.int64)
         table = self._table
         sketches.count_windows(
             table.home(keys), keys.view(np.int64), time_ns, weights, self._scales, table.grace_ns,
-            table.keys, table.rows, counts,
+            table.keys, table.rows, counts, spread,
         )  # fmt: skip
         return counts
 

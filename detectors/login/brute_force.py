@@ -11,7 +11,7 @@ from ...daemon.events import I64, NS_PER_S, U64
 from ..campaigns import Campaigns, Followed, Record
 from ..finding import EntityType, Finding, Kind
 from ..standing import Standing, counted
-from ..tables import NS_PER_DAY, WindowCounter
+from ..tables import NS_PER_DAY, Rhythm, WindowCounter
 from .attempts import Attempts
 from .evidence import SHARED, goes_on, shortest_over, source_finding
 
@@ -23,13 +23,14 @@ class BruteForce:
     """Password guessing (ATT&CK T1110.001): failures of a source within sliding windows.
 
     A source is raised at its `failures`-th failed attempt within 5 minutes or an hour, or at its
-    `slow_failures`-th within a day. Where users have logged in from it before, it takes `credit_failures` more,
+    `slow_failures`-th within a day (for one user alone: in at least `hours` different hours, or thrice `failures`).
+    Where users have logged in from it before, it takes `credit_failures` more,
     and one more for each user beyond ten, up to 100 (of a day and several users, three times as many); but
     `failures` + `credit_failures` for one user, without a success or a quiet day between, are enough anywhere.
     What a failure weighs is settled by `History`.
 
-    Parameters: `failures` (int, 10), `slow_failures` (int, 15), `credit_failures` (int, 10), `sources` (int,
-    32768: the most that are remembered at once).
+    Parameters: `failures` (int, 10), `slow_failures` (int, 10), `hours` (int, 6), `credit_failures` (int, 10),
+    `sources` (int, 32768: the most that are remembered at once).
     """
 
     name: ClassVar[str] = "brute_force"
@@ -37,12 +38,18 @@ class BruteForce:
     partition_key: ClassVar[EntityType] = "source"
 
     def __init__(
-        self, failures: int = 10, slow_failures: int = 15, credit_failures: int = 10, sources: int = 32768
+        self,
+        failures: int = 10,
+        slow_failures: int = 10,
+        hours: int = 6,
+        credit_failures: int = 10,
+        sources: int = 32768,
     ) -> None:
         self._windows_s = (300, 3600, 86400)
         self._look_back_ns = np.array([11 * s * NS_PER_S // 10 for s in self._windows_s], np.int64)
         self._limits = (failures, failures, max(failures, slow_failures))
         self._credit_failures, self._stubborn = credit_failures, failures + credit_failures
+        self._hours, self._often = hours, 3 * failures
         # One cell more than the window has: a window never looks back less far than it says.
         self._counter = WindowCounter(
             sources, tuple((s // _CELLS[s] * NS_PER_S, _CELLS[s] + 1) for s in self._windows_s)
@@ -52,8 +59,11 @@ class BruteForce:
     def follow(self, attempts: Attempts) -> tuple[Followed, list[Finding]]:
         """What each attempt belongs to (successes are told the campaign that is open), and the findings."""
         credit = attempts.credit
-        counts = self._counter.update(attempts.source, attempts.time_ns, attempts.weight)
+        counts, hours = self._counter.update_spread(attempts.source, attempts.time_ns, attempts.weight)
         limits = self._limits_of(credit)
+        # Who forgets a password fails often twice or three times a day; who guesses slowly, hour after hour.
+        bursts = (attempts.rhythm & Rhythm.ONE_USER > 0) & (hours < self._hours)
+        limits[-1] = np.where(bursts, np.maximum(limits[-1], self._often), limits[-1])
         scale, reached = shortest_over(counts, limits)
         # A success has just taken back what it answers.
         live = goes_on(counts - np.minimum(attempts.weight, 0)[:, None], limits)

@@ -42,7 +42,7 @@ class Compromise:
     name: ClassVar[str] = "compromise"
     kinds: ClassVar[tuple[Kind, ...]] = ("account_compromise",)
     partition_key: ClassVar[EntityType] = "source"
-    _of_sources: ClassVar[tuple[str, ...]] = ("brute_force", "password_spray")
+    _of_sources: ClassVar[tuple[str, ...]] = ("brute_force", "password_spray", "rotation")
     _of_accounts: ClassVar[tuple[str, ...]] = ("distributed_brute_force", "credential_stuffing")
 
     def __init__(self, typist: int = 20, newcomer: int = 5, memory_s: int = 21600) -> None:

@@ -21,7 +21,7 @@ CHUNK = 100
 _DRIFT = 0.5  # deviations by which a chunk must exceed the mean to add to the sum
 _LIMIT = 10.0  # deviations at which the sum is an alarm
 _MOST = 3.0  # limits that the sum can reach, so that it comes back soon after an attack
-_LASTING = 10  # chunks after which an alarm has a level of its own
+_LASTING = 10  # chunks after which an alarm has a level of its own, or is over when they are quiet
 _WAVE_DRIFT, _WAVE_LIMIT, _WAVE_MOST = (
     1.0,
     3.0,
@@ -62,6 +62,7 @@ class _State:
     variance: float
     chunks: int
     alarmed: int  # chunks since the alarm; 0 = there is none
+    quiet: int  # chunks in a row with no more than is usual
     level: float  # failures in a chunk of the alarm, on average
     wave_sum: float  # the cumulative sum over that level
     wave: bool  # an attack on top of the one that lasts
@@ -76,7 +77,7 @@ class Cusum:
         self._least = least
         alpha, beta, chunks = _PRIOR
         mean, variance = beta_binomial(CHUNK, alpha, beta)
-        self._state = _State(0, 0, 0, 0.0, mean, variance, chunks, 0, 0.0, 0.0, False, 1, 0)
+        self._state = _State(0, 0, 0, 0.0, mean, variance, chunks, 0, 0, 0.0, 0.0, False, 1, 0)
 
     def update(self, judged: Bool, failed: Bool, time_ns: I64) -> Verdict:
         """`judged` (`bool[n]`) marks the attempts that count; `failed` those of them that are failures of strangers.
@@ -121,6 +122,7 @@ class Cusum:
     def _close_chunk(self) -> None:
         state = self._state
         excess = state.failures - state.mean - self._drift
+        state.quiet = state.quiet + 1 if excess <= 1 else 0
         state.sum = min(max(0.0, state.sum + excess), _MOST * self._limit)
         if state.alarmed:
             self._follow_alarm()
@@ -129,9 +131,12 @@ class Cusum:
         state.before, state.failures, state.attempts = state.failures, 0, 0
 
     def _follow_alarm(self) -> None:
-        """An alarm ends with its sum. One that has lasted and rises by as much again is another attack on top."""
+        """An alarm ends with its sum, or when it has been quiet for long. One that has lasted and rises by as much
+        again is another attack on top.
+        """
         state = self._state
-        if state.sum == 0.0:
+        if state.sum == 0.0 or state.quiet >= _LASTING:
+            state.sum = 0.0
             state.alarmed, state.wave, state.episode = 0, False, state.episode + 1
             return
         state.alarmed += 1

@@ -35,7 +35,7 @@ def goes_on(counts: I64, limits: Sequence[I64]) -> Bool:
     """
     _, lately = shortest_over(counts[:, :-1], limits[:-1])
     today, hour = counts[:, -1], counts[:, -2]
-    steady: Bool = (today >= limits[-1]) & ((hour * 48 >= today) | (today <= 24))
+    steady: Bool = (today >= limits[-1]) & ((hour * 24 >= today) | (today <= 24))
     return lately | steady
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import asin, cos, radians, sin, sqrt
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from ...daemon.events import I64, NS_PER_S, U64
+from ...daemon.events import I64, NS_PER_S, U64, Bool
 from ..addressing import join_keys
-from ..campaigns import Campaigns, Record, marks
+from ..campaigns import Campaigns, Followed, Record, marks
 from ..finding import EntityType, Finding, Kind, finding_id
 from ..profiles import FAMILIAR, Place, unpacked
 from ..standing import Standing
@@ -34,7 +35,8 @@ class _Jump(NamedTuple):
 class ImpossibleTravel:
     """Two successes of a user (ATT&CK T1078) farther apart than anybody travels in the time between.
 
-    A login from a stranger's network is held against the last one from a familiar network, where there is one.
+    A login from a stranger's network is held against the last one from a familiar network, where there is one, and
+    never against that of a guesser who got in.
 
     The distance is that of a great circle less the accuracy of both places. It is raised from `least_km` on where
     `speed` kilometres an hour do not reach, and where one of the two networks is not usual: neither its range
@@ -57,14 +59,22 @@ class ImpossibleTravel:
         self._speed, self._least_km = speed, least_km
         self._look_back_ns = look_back_s * NS_PER_S
         self._strangers = DistinctCounter(users, 8, (_MONTH_NS,))
+        self._guessers: dict[
+            int, int
+        ] = {}  # the source, and the number of the attempt that was its first hit
+        self._seen = 0
+        self._most_guessers = users
         self._campaigns = Campaigns(
             NS_PER_DAY, capacity=users, records=max(8, users // 4), names=users, any_blockable=True
         )
 
-    def update(self, attempts: Attempts, convictions: object = None) -> list[Finding]:
+    def update(self, attempts: Attempts, convictions: Mapping[str, Followed] | None = None) -> list[Finding]:
+        """`convictions`: by detector, what each that follows failures says of the same attempts."""
+        self._note_guessers(attempts, convictions or {})
         before, place = attempts.recalled.places[:, 0], attempts.place[:, 0]
         moved = np.flatnonzero((before != 0) & (place != 0) & (before != place))
         jumps = [jump for row in moved.tolist() if (jump := self._jump(attempts, row))]
+        self._seen += len(attempts.row)
         if not jumps:
             return []
         rows: I64 = np.array([jump.row for jump in jumps], np.int64)
@@ -105,23 +115,37 @@ class ImpossibleTravel:
 
         return [self._finding(*grown) for grown in self._campaigns.grown(followed, story_of)]
 
+    def _note_guessers(self, attempts: Attempts, convictions: Mapping[str, Followed]) -> None:
+        """A guesser who got in was no journey of the user's: compromise tells of it, and nothing is held against it."""
+        guessed: Bool = np.zeros(len(attempts.row), np.bool_)
+        for conviction in convictions.values():
+            guessed |= conviction.serial > 0
+        for row in np.flatnonzero(guessed & attempts.success & (attempts.credit == 0)).tolist():
+            self._guessers.setdefault(int(attempts.source[row]), self._seen + row)
+            if len(self._guessers) > self._most_guessers:
+                del self._guessers[next(iter(self._guessers))]
+
     def _jump(self, attempts: Attempts, row: int) -> _Jump | None:
         recalled = attempts.recalled
         last, familiar = recalled.last_place(row), recalled.last_familiar_place(row)
         if last is None:
             return None
+        networks = attempts.networks
+        address = (last.network & (1 << 64) - 1, 0) if last.family == 6 else (0, last.network & 0xFFFF_FFFF)
+        key = networks.key(last.family, *address)
+        guessed = self._guessers.get(int(key), self._seen + row) < self._seen + row
         if not int(attempts.facts[row]) & FAMILIAR:
             # A stranger who was there in between says nothing of this one.
-            reach = self._too_far(attempts, row, familiar or last)
+            before = familiar or (None if guessed else last)
+            reach = self._too_far(attempts, row, before) if before else None
             return _Jump(row, attempts.source[row], attempts.source_of(row), *reach) if reach else None
-        if last.facts & FAMILIAR or attempts.time_ns[row] - last.time_ns > self._look_back_ns:
+        late = attempts.time_ns[row] - last.time_ns > self._look_back_ns
+        if last.facts & FAMILIAR or late or guessed:
             return None
         reach = self._too_far(attempts, row, last)
         if reach is None:
             return None
-        address = (last.network & (1 << 64) - 1, 0) if last.family == 6 else (0, last.network)
-        networks = attempts.networks
-        return _Jump(row, networks.key(last.family, *address), networks.text(last.family, *address), *reach)
+        return _Jump(row, key, networks.text(last.family, *address), *reach)
 
     def _too_far(self, attempts: Attempts, row: int, before: Place) -> tuple[int, int] | None:
         """(kilometres, minutes) of a journey that nobody makes; else None."""
@@ -172,11 +196,19 @@ class ImpossibleTravel:
         return []
 
     def save(self) -> dict[str, Any]:
-        return {"campaigns": self._campaigns.save(), "strangers": self._strangers.save()}
+        return {
+            "campaigns": self._campaigns.save(),
+            "strangers": self._strangers.save(),
+            "guessers": np.array(list(self._guessers.items()), np.uint64).reshape(-1, 2),
+            "seen": self._seen,
+        }
 
     def load(self, state: dict[str, Any]) -> None:
         self._campaigns.load(state["campaigns"])
         self._strangers.load(state["strangers"])
+        guessers: U64 = state["guessers"]
+        self._guessers = dict(guessers.tolist())
+        self._seen = state["seen"]
 
 
 def great_circle_km(place: Place, latitude: int, longitude: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,8 +26,10 @@ class Participants:
     def __init__(self, capacity: int = 8192, tries: int = 4) -> None:
         self._capacity, self._tries = capacity, tries
         self._seen = 0
-        self._suspects: dict[int, tuple[int, int]] = {}  # the user and the number of the event
-        self._let_off: dict[int, int] = {}
+        self._suspects: OrderedDict[int, tuple[int, int]] = (
+            OrderedDict()
+        )  # the user and the number of the event
+        self._let_off: OrderedDict[int, int] = OrderedDict()
 
     def update(self, attempts: Attempts, strangers: Bool, nameless: Bool | None = None) -> int:
         """Takes a batch, of which `strangers` (`bool[n]`) failed as such, and `nameless` for accounts that do not
@@ -84,13 +87,13 @@ class Participants:
     def load(self, state: dict[str, Any]) -> None:
         self._seen = state["seen"]
         suspects: I64 = state["suspects"]
-        self._suspects = {key: (user, number) for key, user, number in suspects.tolist()}
+        self._suspects = OrderedDict((key, (user, number)) for key, user, number in suspects.tolist())
         pairs: I64 = state["let_off"]
-        self._let_off = dict(pairs.tolist())
+        self._let_off = OrderedDict(pairs.tolist())
 
 
-def _put(held: dict[int, Any], key: int, value: Any, capacity: int) -> None:
+def _put(held: OrderedDict[int, Any], key: int, value: Any, capacity: int) -> None:
     if key not in held:
         held[key] = value
         if len(held) > capacity:
-            del held[next(iter(held))]
+            held.popitem(last=False)
