@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..daemon.events import I32, I64, U8, U64, Bool
 from . import sketches
-from .tables import Table
+from .tables import Door, Table
 
 _TRAIL = 24
 _LINES = 12 + 16
@@ -95,7 +95,7 @@ class Campaigns:
 
     Parameters: `gap_ns` (a campaign ends after as long without events of its key); `capacity` (keys with a
     trail); `records` (campaigns that can grow at once); `names` (texts of items held); `any_blockable` (one
-    blockable event makes the campaign blockable; else all must be).
+    blockable event makes the campaign blockable; else all must be); `door` (keys that wait for a second event).
     """
 
     def __init__(
@@ -105,7 +105,9 @@ class Campaigns:
         records: int = 4096,
         names: int = 16384,
         any_blockable: bool = False,
+        door: int = 0,
     ) -> None:
+        self._door = Door(door, 3)
         self._gap_ns = gap_ns
         self._any_blockable = int(any_blockable)
         self._table = Table(capacity, 4 + 3 * _TRAIL, max(1, gap_ns // 64))
@@ -146,7 +148,7 @@ class Campaigns:
             items.view(np.int64), np.ascontiguousarray(spans), np.frombuffer(text or b"\0", np.uint8),
             self._gap_ns, self._any_blockable, table.grace_ns, table.keys, table.rows,
             self._records, self._record_names, self._newest, self._names.keys, self._names.rows, self._name_text,
-            np.full(len(self._records), -1, np.int64), out,
+            np.full(len(self._records), -1, np.int64), out, self._door.keys, self._door.rows,
         )  # fmt: skip
         return Followed.of(out.T)
 
@@ -229,6 +231,7 @@ class Campaigns:
         named = np.flatnonzero(self._names.keys)
         return {
             "table": self._table.save(),
+            "door": self._door.save(),
             "names": self._names.save(),
             "name_text": self._name_text[named],
             "at": used,
@@ -240,6 +243,7 @@ class Campaigns:
 
     def load(self, state: dict[str, Any]) -> None:
         self._table.load(state["table"])
+        self._door.load(state["door"])
         self._read.clear()
         self._names.load(state["names"])
         self._name_text[np.flatnonzero(self._names.keys)] = state["name_text"]

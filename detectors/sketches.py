@@ -88,6 +88,44 @@ def _claim(
     return slot if slot >= 0 else _replace(keys, table, home, key, grace, head)
 
 
+@cython.cfunc
+@cython.locals(keys="long long[::1]", door="long long[:, ::1]")
+def _at_door(
+    keys: I64,
+    door: I64,
+    key: cython.longlong,
+    now: cython.longlong,
+    idle: cython.longlong,
+    wait: cython.bint,
+) -> cython.Py_ssize_t:
+    """Where a first event of `key` waits for a second one: its place + 1; 0 where none does.
+
+    With `wait`, this event then takes a place, that of whoever has waited longest in the bucket, and -1 - its
+    place is told. The first column is the time. A newcomer who never comes again so takes no place of a table.
+    """
+    home: cython.Py_ssize_t = ((key >> 20) & (keys.shape[0] // _WAYS - 1)) * _WAYS
+    slot: cython.Py_ssize_t = _find(keys, home, key)
+    way: cython.Py_ssize_t
+    if slot >= 0:
+        if now - door[slot, 0] <= idle:
+            return slot + 1
+        if not wait:
+            return 0
+    elif not wait:
+        return 0
+    else:
+        slot = home
+        for way in range(_WAYS):
+            if keys[home + way] == 0:
+                slot = home + way
+                break
+            if door[home + way, 0] < door[slot, 0]:
+                slot = home + way
+        keys[slot] = key
+    door[slot, 0] = now
+    return -1 - slot
+
+
 @cython.locals(
     home="const long long[::1]",
     wanted="const long long[::1]",
@@ -98,6 +136,8 @@ def _claim(
     table="long long[:, ::1]",
     counts="long long[:, ::1]",
     spread="long long[::1]",
+    door_keys="long long[::1]",
+    door="long long[:, ::1]",
 )
 def count_windows(
     home: I64,
@@ -110,8 +150,12 @@ def count_windows(
     table: I64,
     counts: I64,
     spread: I64,
+    door_keys: I64,
+    door: I64,
 ) -> None:
-    """`spread` takes how many cells of the last scale are not empty; it may be empty itself.
+    """A key enters with weight 2, or with its second event; `door` holds the time of the first.
+
+    `spread` takes how many cells of the last scale are not empty; it may be empty itself.
 
     Columns from 2 on: for each scale the start of its newest cell, that cell's place, the sum; then all cells.
     """
@@ -130,16 +174,27 @@ def count_windows(
     total: cython.longlong
     owed: cython.longlong
     head: cython.Py_ssize_t = 2 + 3 * scales.shape[0]
+    longest: cython.longlong = scales[scales.shape[0] - 1, 0] * scales[scales.shape[0] - 1, 1]
     for i in range(wanted.shape[0]):
         if wanted[i] == 0:
             continue
         weight = weights[i]
-        if weight > 0:
-            slot = _claim(keys, table, home[i], wanted[i], grace, head)
-        else:
-            slot = _find(keys, home[i], wanted[i])
-            if slot < 0:
+        slot = _find(keys, home[i], wanted[i])
+        if slot < 0:
+            if door_keys.shape[0] > 0 and weight != 0:
+                place = _at_door(door_keys, door, wanted[i], time_ns[i], longest, weight == 1)
+                if place < 0:
+                    for s in range(scales.shape[0]):
+                        counts[i, s] = 1
+                    if spread.shape[0] > 0:
+                        spread[i] = 1
+                    continue
+                if place > 0:
+                    weight += 1 if weight > 0 else 0
+                    door_keys[place - 1] = 0
+            if weight <= 0:
                 continue
+            slot = _replace(keys, table, home[i], wanted[i], grace, head)
         now = time_ns[i]
         if now < table[slot, _LAST]:
             now = table[slot, _LAST]
@@ -200,6 +255,8 @@ def count_windows(
     keys="long long[::1]",
     table="long long[:, ::1]",
     counts="long long[:, ::1]",
+    door_keys="long long[::1]",
+    door="long long[:, ::1]",
 )
 def count_distinct(
     home: I64,
@@ -214,8 +271,12 @@ def count_distinct(
     keys: I64,
     table: I64,
     counts: I64,
+    door_keys: I64,
+    door: I64,
 ) -> None:
-    """Columns from 2 on: items held, which goes next when full, items, when each was last seen, 4 x tries + standing.
+    """A key enters with its second event; `door` holds time, item and change of the first.
+
+    Columns from 2 on: items held, which goes next when full, items, when each was last seen, 4 x tries + standing.
 
     Standing: 0 counts, 1 counts in the first window only, 2 counts against the others. `change`: 1 to 3 add
     with standing 0 to 2, 4 adds with 0 but leaves what stands against, -1 removes, 0 asks. `counts` has a column
@@ -242,12 +303,38 @@ def count_distinct(
     for i in range(wanted.shape[0]):
         if wanted[i] == 0:
             continue
-        if change[i] > 0:
-            slot = _claim(keys, table, home[i], wanted[i], grace, 4)
-        else:
-            slot = _find(keys, home[i], wanted[i])
-            if slot < 0:
+        slot = _find(keys, home[i], wanted[i])
+        if slot < 0:
+            place = 0
+            if door_keys.shape[0] > 0 and change[i] != 0:
+                place = _at_door(door_keys, door, wanted[i], time_ns[i], longest, change[i] > 0)
+                if place < 0:
+                    door[-1 - place, 1] = items[i]
+                    door[-1 - place, 2] = change[i]
+                    # Of one item what is counted is known without a place.
+                    if change[i] == 3:
+                        for w in range(last_window + 1):
+                            counts[i, w] = -1
+                            if alike:
+                                counts[i, last_window + 2 + w] = -1
+                        counts[i, last_window + 1] = 1
+                    else:
+                        for w in range(1 if change[i] == 2 else last_window + 1):
+                            counts[i, w] = 1
+                            if alike:
+                                counts[i, last_window + 2 + w] = 1
+                    continue
+                if place > 0 and (change[i] > 0 or door[place - 1, 1] == items[i]):
+                    door_keys[place - 1] = 0
+            if change[i] <= 0:
                 continue
+            slot = _replace(keys, table, home[i], wanted[i], grace, 4)
+            if place > 0:
+                table[slot, 2] = 1
+                table[slot, 4] = door[place - 1, 1]
+                table[slot, seen] = door[place - 1, 0]
+                table[slot, held] = 4 + (door[place - 1, 2] - 1 if door[place - 1, 2] < 4 else 0)
+                table[slot, _LAST] = door[place - 1, 0]
         now = time_ns[i]
         if now < table[slot, _LAST]:
             now = table[slot, _LAST]
@@ -807,6 +894,42 @@ def learn_rates(
         out[i, 1] = table[slot, 5]
 
 
+@cython.cfunc
+@cython.locals(
+    spans="const int[:, ::1]",
+    text="const unsigned char[::1]",
+    name_keys="long long[::1]",
+    name_table="long long[:, ::1]",
+    name_text="unsigned char[:, ::1]",
+)
+def _name(
+    item: cython.longlong,
+    row: cython.Py_ssize_t,
+    now: cython.longlong,
+    spans: I32,
+    text: U8,
+    name_keys: I64,
+    name_table: I64,
+    name_text: U8,
+) -> None:
+    """Keeps the text of an item, behind a byte that says its length."""
+    mask: cython.longlong = name_keys.shape[0] // _WAYS - 1
+    most: cython.Py_ssize_t = name_text.shape[1] - 1
+    place: cython.Py_ssize_t = _claim(name_keys, name_table, (item & mask) * _WAYS, item, 0, 2)
+    length: cython.Py_ssize_t
+    column: cython.Py_ssize_t
+    if name_table[place, _LAST] == 0 or name_text[place, 0] == 0:
+        length = spans[row, 1] - spans[row, 0]
+        if spans[row, 0] < 0:
+            length = 0
+        if length > most - 1:
+            length = most
+        name_text[place, 0] = length
+        for column in range(length):
+            name_text[place, 1 + column] = text[spans[row, 0] + column]
+    name_table[place, _LAST] = now
+
+
 @cython.locals(
     home="const long long[::1]",
     wanted="const long long[::1]",
@@ -829,6 +952,8 @@ def learn_rates(
     name_text="unsigned char[:, ::1]",
     touched="long long[::1]",
     out="long long[:, ::1]",
+    door_keys="long long[::1]",
+    door="long long[:, ::1]",
 )
 def follow_campaigns(
     home: I64,
@@ -855,8 +980,12 @@ def follow_campaigns(
     name_text: U8,
     touched: I64,
     out: I64,
+    door_keys: I64,
+    door: I64,
 ) -> None:
-    """Opens a campaign where `over`, with the trail that led there, and grows it until `gap_ns` without events.
+    """A key enters with its second event, or with one that is over; `door` holds time, mark and item of the first.
+
+    Opens a campaign where `over`, with the trail that led there, and grows it until `gap_ns` without events.
 
     `out` columns: serial (0 = none), start, time of the last event before this one, 1 where the row is the
     campaign's last of the batch + 2 where it opened one, attempts so far, what it keeps. Table columns from 2
@@ -869,10 +998,8 @@ def follow_campaigns(
     place: cython.Py_ssize_t
     record: cython.Py_ssize_t
     column: cython.Py_ssize_t
-    length: cython.Py_ssize_t
     names_mask: cython.longlong = name_keys.shape[0] // _WAYS - 1
     ring: cython.Py_ssize_t = (table.shape[1] - 4) // 3
-    most_name: cython.Py_ssize_t = name_text.shape[1] - 1
     known: cython.Py_ssize_t
     first: cython.longlong
     step: cython.longlong
@@ -885,12 +1012,27 @@ def follow_campaigns(
     for i in range(wanted.shape[0]):
         if wanted[i] == 0:
             continue
-        if marks[i] >= 0 and (marks[i] & 0xFFFFF or items[i] != 0):
-            slot = _claim(keys, table, home[i], wanted[i], grace, 4)
-        else:
-            slot = _find(keys, home[i], wanted[i])
-            if slot < 0:
+        slot = _find(keys, home[i], wanted[i])
+        if slot < 0:
+            if marks[i] < 0 or not (marks[i] & 0xFFFFF or items[i] != 0):
                 continue
+            place = 0
+            if door_keys.shape[0] > 0:
+                place = _at_door(door_keys, door, wanted[i], time_ns[i], gap_ns, not over[i])
+                if place < 0:
+                    door[-1 - place, 1] = marks[i]
+                    door[-1 - place, 2] = items[i]
+                    if items[i] != 0:
+                        _name(items[i], i, time_ns[i], spans, text, name_keys, name_table, name_text)
+                    continue
+            slot = _replace(keys, table, home[i], wanted[i], grace, 4)
+            if place > 0:
+                door_keys[place - 1] = 0
+                table[slot, 3] = 1
+                table[slot, 4] = door[place - 1, 1]
+                table[slot, 5] = door[place - 1, 2]
+                table[slot, 6] = door[place - 1, 0]
+                table[slot, _LAST] = door[place - 1, 0]
         before = table[slot, _LAST]
         now = time_ns[i]
         if now < before:
@@ -913,17 +1055,7 @@ def follow_campaigns(
         table[slot, _LAST] = now
         item = items[i]
         if item != 0:
-            place = _claim(name_keys, name_table, (item & names_mask) * _WAYS, item, 0, 2)
-            if name_table[place, _LAST] == 0 or name_text[place, 0] == 0:
-                length = spans[i, 1] - spans[i, 0]
-                if spans[i, 0] < 0:
-                    length = 0
-                if length > most_name - 1:
-                    length = most_name
-                name_text[place, 0] = length
-                for column in range(length):
-                    name_text[place, 1 + column] = text[spans[i, 0] + column]
-            name_table[place, _LAST] = now
+            _name(item, i, now, spans, text, name_keys, name_table, name_text)
         place = 4 + 3 * (table[slot, 3] % ring)
         table[slot, 3] += 1
         table[slot, place] = marks[i]

@@ -61,14 +61,40 @@ class Table:
         self.rows[state["at"]] = state["rows"]
 
 
+class Door:
+    """Where keys wait that have been seen once: as many as `capacity`, the oldest goes. 0 = there is no door.
+
+    What comes only once, as a flood of invented sources does, so takes nobody's place in a table.
+    """
+
+    def __init__(self, capacity: int, columns: int) -> None:
+        size = max(_WAYS, 1 << (capacity - 1).bit_length()) if capacity else 0
+        self.keys: I64 = np.zeros(size, np.int64)
+        self.rows: I64 = np.zeros((size, columns), np.int64)
+
+    def save(self) -> dict[str, Any]:
+        used = np.flatnonzero(self.keys)
+        return {"capacity": len(self.keys), "at": used, "keys": self.keys[used], "rows": self.rows[used]}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Raises ValueError where the saved door had another size."""
+        if state["capacity"] != len(self.keys):
+            raise ValueError("the saved door has another size; the options of this detector were changed")
+        self.keys, self.rows = np.zeros_like(self.keys), np.zeros_like(self.rows)
+        self.keys[state["at"]] = state["keys"]
+        self.rows[state["at"]] = state["rows"]
+
+
 class WindowCounter:
     """For each key the sum of weights within each of several sliding windows.
 
-    Parameters: `capacity` (keys); `scales`: (cell_ns, cells) each, from the shortest window to the longest. A
-    window spans between `cells - 1` and `cells` cells, on a fixed grid of event time.
+    Parameters: `capacity` (keys); `scales`: (cell_ns, cells) each, from the shortest window to the longest; `door`
+    (keys that wait for a second event). A window spans between `cells - 1` and `cells` cells, on a fixed grid of
+    event time.
     """
 
-    def __init__(self, capacity: int, scales: tuple[tuple[int, int], ...]) -> None:
+    def __init__(self, capacity: int, scales: tuple[tuple[int, int], ...], door: int = 0) -> None:
+        self._door = Door(door, 1)
         self._scales = np.array(scales, np.int64)
         longest = max(cell * cells for cell, cells in scales)
         columns = 2 + sum(3 + cells for _, cells in scales)
@@ -91,7 +117,7 @@ class WindowCounter:
         table = self._table
         sketches.count_windows(
             table.home(keys), keys.view(np.int64), time_ns, weights, self._scales, table.grace_ns,
-            table.keys, table.rows, counts, spread,
+            table.keys, table.rows, counts, spread, self._door.keys, self._door.rows,
         )  # fmt: skip
         return counts
 
@@ -110,10 +136,11 @@ class WindowCounter:
         return found
 
     def save(self) -> dict[str, Any]:
-        return self._table.save()
+        return self._table.save() | {"door": self._door.save()}
 
     def load(self, state: dict[str, Any]) -> None:
         self._table.load(state)
+        self._door.load(state["door"])
 
 
 class DistinctCounter:
@@ -123,14 +150,21 @@ class DistinctCounter:
     `windows_ns` (shortest first); `few`: an item that came more often than this is not counted (0 = no such
     limit). Items added as lesser count in the first window only; those added against are taken off the
     others, and stay so until added plainly. `alike`: count also, for each event, the items whose last 16
-    bits are those of its item.
+    bits are those of its item. `door`: keys that wait for a second event.
     """
 
     ADD, ADD_LESSER, ADD_AGAINST, ADD_UNLESS_AGAINST, REMOVE, ASK = 1, 2, 3, 4, -1, 0
 
     def __init__(
-        self, capacity: int, items: int, windows_ns: tuple[int, ...], few: int = 0, alike: bool = False
+        self,
+        capacity: int,
+        items: int,
+        windows_ns: tuple[int, ...],
+        few: int = 0,
+        alike: bool = False,
+        door: int = 0,
     ) -> None:
+        self._door = Door(door, 3)
         self._windows = np.array(windows_ns, np.int64)
         self._few = few or 1 << 60
         self._alike = int(alike)
@@ -147,6 +181,7 @@ class DistinctCounter:
         sketches.count_distinct(
             table.home(keys), keys.view(np.int64), items.view(np.int64), time_ns, change, self._windows,
             self._few, self._alike, table.grace_ns, table.keys, table.rows, counts,
+            self._door.keys, self._door.rows,
         )  # fmt: skip
         return counts
 
@@ -175,10 +210,11 @@ class DistinctCounter:
         return total, groups
 
     def save(self) -> dict[str, Any]:
-        return self._table.save()
+        return self._table.save() | {"door": self._door.save()}
 
     def load(self, state: dict[str, Any]) -> None:
         self._table.load(state)
+        self._door.load(state["door"])
 
 
 class Sessions:

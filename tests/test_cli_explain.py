@@ -103,7 +103,7 @@ def test_the_running_analyser_says_which_threshold_keeps_an_address_free(running
     found = explained("203.0.113.7", running.state, capsys)
     guessing = [s for s in found["standing"] if s["detector"] == "brute_force"]
     assert [(s["scale"], s["figure"], s["threshold"]) for s in guessing] == [
-        ("5m", 4, 10), ("1h", 4, 10), ("1d", 4, 15),
+        ("5m", 4, 10), ("1h", 4, 10), ("1d", 4, 10),
     ]  # fmt: skip
     assert guessing[0]["unit"] == "failed attempts"
     assert guessing[0]["text"] == "4 failed attempts in 5m, 10 are needed"

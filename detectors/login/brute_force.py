@@ -13,7 +13,7 @@ from ..finding import EntityType, Finding, Kind
 from ..standing import Standing, counted
 from ..tables import NS_PER_DAY, Rhythm, WindowCounter
 from .attempts import Attempts
-from .evidence import SHARED, goes_on, shortest_over, source_finding
+from .evidence import DOOR, SHARED, goes_on, shortest_over, source_finding
 
 _UNIT = "failed attempts"
 _CELLS = {300: 10, 3600: 12, 86400: 24}
@@ -52,9 +52,9 @@ class BruteForce:
         self._hours, self._often = hours, 3 * failures
         # One cell more than the window has: a window never looks back less far than it says.
         self._counter = WindowCounter(
-            sources, tuple((s // _CELLS[s] * NS_PER_S, _CELLS[s] + 1) for s in self._windows_s)
+            sources, tuple((s // _CELLS[s] * NS_PER_S, _CELLS[s] + 1) for s in self._windows_s), door=DOOR
         )
-        self._campaigns = Campaigns(NS_PER_DAY, capacity=sources // 2, any_blockable=True)
+        self._campaigns = Campaigns(NS_PER_DAY, capacity=sources // 2, any_blockable=True, door=DOOR)
 
     def follow(self, attempts: Attempts) -> tuple[Followed, list[Finding]]:
         """What each attempt belongs to (successes are told the campaign that is open), and the findings."""

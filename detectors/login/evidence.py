@@ -12,6 +12,8 @@ from ...daemon.events import I64, U8, Bool
 from ..campaigns import Followed, Record
 from ..finding import Finding, Kind
 
+DOOR = 1 << 20
+"""Sources that are remembered after a single failure, until they fail again or a million others have."""
 SHARED = 2
 """Users who log in from a source from which on it is shared."""
 

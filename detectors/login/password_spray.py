@@ -13,7 +13,7 @@ from ..finding import EntityType, Finding, Kind
 from ..standing import Standing, counted
 from ..tables import NS_PER_DAY, DistinctCounter
 from .attempts import Attempts
-from .evidence import goes_on, shortest_over, source_finding
+from .evidence import DOOR, goes_on, shortest_over, source_finding
 
 _MOST_ALLOWED = 48
 
@@ -38,9 +38,13 @@ class PasswordSpray:
         self._look_back_ns = np.array(self._windows_s, np.int64) * NS_PER_S
         self._users, self._tries, self._credit_users = users, tries, credit_users
         self._counter = DistinctCounter(
-            sources, users + credit_users + _MOST_ALLOWED, tuple(s * NS_PER_S for s in self._windows_s), tries
+            sources,
+            users + credit_users + _MOST_ALLOWED,
+            tuple(s * NS_PER_S for s in self._windows_s),
+            tries,
+            door=DOOR // 8,
         )
-        self._campaigns = Campaigns(NS_PER_DAY, capacity=sources, any_blockable=True)
+        self._campaigns = Campaigns(NS_PER_DAY, capacity=sources, any_blockable=True, door=DOOR // 8)
 
     def follow(self, attempts: Attempts) -> tuple[Followed, list[Finding]]:
         """What each attempt belongs to (successes are told the campaign that is open), and the findings."""
