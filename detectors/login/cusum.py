@@ -28,7 +28,8 @@ _WAVE_DRIFT, _WAVE_LIMIT, _WAVE_MOST = (
     1.5,
 )  # as above, over that level; the limit in those of an alarm
 _WAVE_MEMORY = 100
-_INTENSE = 12  # failures in this chunk and the one before, from which on an alarm is intense
+_INTENSE = 12  # failures in this chunk and the one before, from which on it is intense
+_FRESH_NS = 4 * 3600 * 10**9
 _MEMORY = 2000  # chunks over which mean and variance are learnt
 _PRIOR = (2.0, 400.0, 50)  # alpha and beta before anything is learnt, and the chunks that they count for
 
@@ -44,7 +45,7 @@ class Verdict(NamedTuple):
 
     alarm: Bool  # a failure that lifts the sum over its limit
     dense: Bool  # there are more failures just before than come by chance
-    intense: Bool  # there are very many, and more than the alarm has lasted with
+    intense: Bool  # there are many, and the sum has not been high for long: an attack of an hour or some
     episode: I64  # a number that changes when an alarm is over, and when it begins or ends to be far worse
     since_ns: I64  # when the sum began to rise
     usual: NDArray[np.float64]  # failures expected among CHUNK attempts
@@ -99,8 +100,8 @@ class Cusum:
             lately = state.before + within
             flags[0, part] = failed[part] & (state.sum + within > self._limit + state.mean + self._drift)
             flags[1, part] = lately >= 3 + 2 * state.mean
-            lasting = state.alarmed > _LASTING and not state.wave
-            flags[2, part] = lately >= _INTENSE + lasting * 2 * (state.level + _INTENSE)
+            fresh = time_ns[part] - state.since_ns <= _FRESH_NS
+            flags[2, part] = (lately >= _INTENSE) & (fresh | state.wave)
             numbers[0, part], numbers[1, part] = state.episode, state.since_ns
             usual[part] = state.mean
             if not state.alarmed and flags[0, part].any():
