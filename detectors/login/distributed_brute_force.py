@@ -17,7 +17,7 @@ from .evidence import goes_on, shortest_over, spread
 from .participants import Participants
 
 _MOST_ALLOWED = 10
-_LEARNT = 12
+_LEARNT_NS = 6 * 3600 * NS_PER_S
 _FEW_ACCOUNTS, _MOST_ACCOUNTS = 32, 256
 
 
@@ -31,7 +31,7 @@ class DistributedBruteForce:
     account has. Accounts that do not exist are not raised: nobody can get
     in. A name that strangers guess everywhere (`guessed_names`) is raised only when within an hour there are
     `sources` more than twice what is usual for it and six times its square root (a Poisson deviation), once
-    twelve hours of it are known.
+    there have been logins for six hours.
 
     Parameters: `sources` (int, 10), `slow_sources` (int, 15), `tries` (int, 3), `accounts` (int, 4096: the most
     that are remembered at once).
@@ -100,7 +100,8 @@ class DistributedBruteForce:
         popular, mean = attempts.popular[rows], rates[:, 0] / 1024
         usual = np.ceil(2 * mean + 6 * np.sqrt(mean + 1)).astype(np.int64)
         never = np.int64(1 << 40)
-        learnt: Bool = rates[:, 1] >= _LEARNT
+        site_ns = attempts.recalled.site_first_ns[rows]
+        learnt: Bool = (site_ns > 0) & (attempts.time_ns[rows] - site_ns >= _LEARNT_NS)
         hour = self._limits[0] + np.where(popular, np.where(learnt, usual, never), allowed + others[:, 0])
         return [hour, np.where(popular, never, self._limits[1] + allowed + others[:, 1])]
 

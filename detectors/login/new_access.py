@@ -32,7 +32,7 @@ _WEEK_NS = 7 * NS_PER_DAY
 _HALF_DAY_NS = 12 * 3600 * NS_PER_S
 _ENOUGH = 20
 """Logins after which a user's own countries say more than those of the site."""
-_SHARED = 5
+_SHARED = 2
 """Users of one source who make it one that the site knows."""
 _QUIET, _METHOD_TOO, _HOUR_TOO, _NEW_METHOD = 1, 2, 4, 8
 
