@@ -7,7 +7,7 @@ division into batches gives the same values.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -386,7 +386,9 @@ class Rates:
     third of them are known, what is over four times the mean (and 16) counts as that.
     """
 
-    def __init__(self, capacity: int, cell_ns: int = 3600 * 10**9, memory: int = 72) -> None:
+    MEMORY: ClassVar[int] = 72
+
+    def __init__(self, capacity: int, cell_ns: int = 3600 * 10**9, memory: int = MEMORY) -> None:
         self._cell_ns, self._memory = cell_ns, memory
         self._table = Table(capacity, 6, cell_ns * memory // 64)
 

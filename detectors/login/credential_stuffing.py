@@ -13,7 +13,7 @@ from ..campaigns import ASK, Campaigns, Followed, Record
 from ..finding import EntityType, Finding, Kind, finding_id
 from ..profiles import RANGE, SITE_RANGE
 from ..standing import Standing
-from ..tables import NS_PER_DAY, WindowCounter
+from ..tables import NS_PER_DAY, Rates, WindowCounter
 from .attempts import Attempts
 from .cusum import CHUNK, Cusum, Verdict
 from .evidence import spread
@@ -22,6 +22,7 @@ from .participants import Participants
 SITE = "site"
 _HOUR_NS = 3600 * 10**9
 _KNOWN = 3
+_RIGHT, _LIKELIER = 0.01, 5
 
 
 class CredentialStuffing:
@@ -46,6 +47,8 @@ class CredentialStuffing:
         self._few = few
         self._of_account = WindowCounter(sources, ((_HOUR_NS // 12, 13),))
         self._of_network = WindowCounter(sources, ((_HOUR_NS // 12, 13),))
+        self._of_site = WindowCounter(1, ((_HOUR_NS // 12, 13),))
+        self._elsewhere = Rates(1)
         self._cusum = Cusum(excess)
         self._participants = Participants(sources)
         self._campaigns = Campaigns(NS_PER_DAY, capacity=64, records=64)
@@ -83,7 +86,8 @@ class CredentialStuffing:
         found = [
             self._finding(*grown, attempts) for grown in self._campaigns.grown(followed, story_of, news_of)
         ]
-        return spread(self._hits(attempts, rows, followed, verdict, first), rows, len(attempts.row)), found
+        hits = self._hits(attempts, rows, followed, verdict, counted, first)
+        return spread(hits, rows, len(attempts.row)), found
 
     def _count(self, attempts: Attempts, rows_of: Bool) -> Bool:
         """Which of these failures are counted: the first few of an hour, by account and by network."""
@@ -96,20 +100,39 @@ class CredentialStuffing:
         return counted
 
     def _hits(
-        self, attempts: Attempts, rows: I64, followed: Followed, verdict: Verdict, first: int
+        self, attempts: Attempts, rows: I64, followed: Followed, verdict: Verdict, counted: Bool, first: int
     ) -> Followed:
         """The successes that may be of those who take part: from a source that had failed for somebody else; or,
-        while they are intense, of a user known from elsewhere.
+        while the attack is intense, of a user known from elsewhere, where hits are likelier than such logins are.
         """
-        success = attempts.success[rows]
-        likely = np.flatnonzero(success & (followed.serial > 0) & (attempts.first_success_ns[rows] == 0))
-        suspect: Bool = np.zeros(len(rows), np.bool_)
+        success, new = attempts.success[rows], attempts.first_success_ns[rows] == 0
+        likely = np.flatnonzero(success & (followed.serial > 0) & new)
+        live: Bool = np.zeros(len(rows), np.bool_)
         for at in likely.tolist():
             row = int(rows[at])
-            suspect[at] = self._participants.suspected(attempts.source[row], attempts.user[row], first + row)
-        elsewhere = (attempts.logins[rows] >= _KNOWN) & (attempts.facts[rows] & (RANGE | SITE_RANGE) == 0)
-        live = suspect | (verdict.intense & elsewhere)
+            live[at] = self._participants.suspected(attempts.source[row], attempts.user[row], first + row)
+        elsewhere = success & new & (attempts.logins[rows] >= _KNOWN)
+        elsewhere &= attempts.facts[rows] & (RANGE | SITE_RANGE) == 0
+        elsewhere &= attempts.time_ns[rows] - attempts.user_first_ns[rows] >= NS_PER_DAY // 2
+        asked = np.flatnonzero(counted[rows] | elsewhere)
+        live[asked] |= (elsewhere & verdict.intense)[asked] & self._likelier(
+            attempts, rows[asked], counted[rows[asked]], elsewhere[asked] & (followed.serial[asked] == 0)
+        )
         return replace(followed, live=live, serial=np.where(success & ~live, 0, followed.serial))
+
+    def _likelier(self, attempts: Attempts, rows: I64, counted: Bool, benign: Bool) -> Bool:
+        """Whether a hit of the attack is likelier by far than a login that was nobody's but its user's, were one in
+        a hundred pairs right: by the strangers' failures of the last hour, and by how often users come from
+        somewhere new when there is no attack (`benign`). Not before a day of logins is known.
+        """
+        time_ns, site = attempts.time_ns[rows], np.ones(len(rows), np.uint64)
+        tries = self._of_site.update(site, time_ns, counted.astype(np.int64))[:, 0]
+        known = time_ns - attempts.recalled.site_first_ns[rows] >= NS_PER_DAY
+        rates = self._elsewhere.update(site, time_ns, (benign & known).astype(np.int64))
+        hours = (time_ns - attempts.recalled.site_first_ns[rows]) // _HOUR_NS - 24
+        usual = (rates[:, 0] * rates[:, 1] / 1024 + 1) / np.clip(hours, 1, Rates.MEMORY)
+        likelier: Bool = (hours >= 0) & (tries * _RIGHT >= _LIKELIER * usual)
+        return likelier
 
     def _story(self, attempts: Attempts, at: int, usual: float, users: int) -> dict[str, Any]:
         time_ns, line = int(attempts.time_ns[at]), int(attempts.line[at])
@@ -165,5 +188,5 @@ class CredentialStuffing:
             getattr(self, name).load(state[name.lstrip("_")])
 
     _parts: ClassVar[tuple[str, ...]] = (
-        "_of_account", "_of_network", "_cusum", "_participants", "_campaigns", "_users",
+        "_of_account", "_of_network", "_of_site", "_elsewhere", "_cusum", "_participants", "_campaigns", "_users",
     )  # fmt: skip

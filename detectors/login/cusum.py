@@ -152,13 +152,15 @@ class Cusum:
         if not state.wave and state.wave_sum < self._limit and state.failures * 4 >= state.level:
             state.level += rise / min(state.alarmed, _WAVE_MEMORY)
 
-    def _learn(self, failures: float) -> None:
-        """Mean and variance by exponential forgetting (Welford); never less than one failure in 2,000 attempts."""
+    def _learn(self, chunks: int) -> None:
+        """Mean and variance by exponential forgetting (Welford), of what is not far off; never less than one failure
+        in 2,000 attempts.
+        """
         state = self._state
-        state.chunks = min(state.chunks + 1, _MEMORY)
+        failures = min(float(state.failures), state.mean + 2 + 4 * math.sqrt(state.variance))
         off = failures - state.mean
-        state.mean = max(state.mean + off / state.chunks, CHUNK / 2000)
-        state.variance += (off * (failures - state.mean) - state.variance) / state.chunks
+        state.mean = max(state.mean + off / chunks, CHUNK / 2000)
+        state.variance += (off * (failures - state.mean) - state.variance) / chunks
         state.variance = max(state.variance, state.mean * (1 - state.mean / CHUNK))
 
     def save(self) -> dict[str, Any]:
