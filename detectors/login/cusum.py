@@ -128,7 +128,9 @@ class Cusum:
         if state.alarmed:
             self._follow_alarm()
         else:
-            self._learn(min(float(state.failures), state.mean + 2 + 4 * math.sqrt(state.variance)))
+            state.chunks = min(state.chunks + 1, _MEMORY)
+        # What lasts for weeks is usual.
+        self._learn(_MEMORY if state.alarmed else state.chunks)
         state.before, state.failures, state.attempts = state.failures, 0, 0
 
     def _follow_alarm(self) -> None:
