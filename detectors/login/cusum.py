@@ -26,7 +26,7 @@ _WAVE_DRIFT, _WAVE_LIMIT, _WAVE_MOST = (
     1.0,
     3.0,
     1.5,
-)  # as above, over that level; the limit in those of an alarm
+)  # as above, over that level; the limit in the least excess of an alarm
 _WAVE_MEMORY = 100
 _INTENSE = 12  # failures in this chunk and the one before, from which on it is intense
 _FRESH_NS = 4 * 3600 * 10**9
@@ -129,8 +129,7 @@ class Cusum:
             self._follow_alarm()
         else:
             state.chunks = min(state.chunks + 1, _MEMORY)
-        # What lasts for weeks is usual.
-        self._learn(_MEMORY if state.alarmed else state.chunks)
+        self._learn()
         state.before, state.failures, state.attempts = state.failures, 0, 0
 
     def _follow_alarm(self) -> None:
@@ -145,7 +144,7 @@ class Cusum:
         state.alarmed += 1
         rise = state.failures - state.level
         if state.alarmed > _LASTING:
-            limit = _WAVE_LIMIT * self._limit
+            limit = _WAVE_LIMIT * self._least
             state.wave_sum += rise - _WAVE_DRIFT * math.sqrt(1.5 * state.level)
             state.wave_sum = min(max(0.0, state.wave_sum), _WAVE_MOST * limit)
             if state.wave_sum == 0.0 if state.wave else state.wave_sum > limit:
@@ -154,15 +153,16 @@ class Cusum:
         if not state.wave and state.wave_sum < self._limit and state.failures * 4 >= state.level:
             state.level += rise / min(state.alarmed, _WAVE_MEMORY)
 
-    def _learn(self, chunks: int) -> None:
+    def _learn(self) -> None:
         """Mean and variance by exponential forgetting (Welford), of what is not far off; never less than one failure
-        in 2,000 attempts.
+        in 2,000 attempts. Of an alarm only the mean, and slowly: what lasts for weeks is usual.
         """
         state = self._state
         failures = min(float(state.failures), state.mean + 2 + 4 * math.sqrt(state.variance))
-        off = failures - state.mean
+        off, chunks = failures - state.mean, _MEMORY if state.alarmed else state.chunks
         state.mean = max(state.mean + off / chunks, CHUNK / 2000)
-        state.variance += (off * (failures - state.mean) - state.variance) / chunks
+        if not state.alarmed:
+            state.variance += (off * (failures - state.mean) - state.variance) / chunks
         state.variance = max(state.variance, state.mean * (1 - state.mean / CHUNK))
 
     def save(self) -> dict[str, Any]:
