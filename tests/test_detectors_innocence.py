@@ -41,6 +41,11 @@ def test_guessing_at_a_fixed_period_from_outside_is_no_job() -> None:
     assert finding.blockable == ("203.0.113.9",)
 
 
+def test_guessing_a_popular_name_at_a_fixed_period_is_no_job_though_there_is_no_such_account() -> None:
+    guessing = job(180, 120, source="203.0.113.9", user="admin", outcome=Outcome.INVALID_USER)
+    assert priority(only(run(guessing), "brute_force")) == "medium"
+
+
 def test_guessing_from_inside_without_a_period_is_no_job() -> None:
     times = [0, 170, 420, 480, 700, 1100, 1190, 1500, 1580, 2000, 2100, 2550, 2600, 3000]
     finding = only(run([fail(t, source="10.20.9.9", user="ann") for t in times]), "brute_force")

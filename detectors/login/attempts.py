@@ -202,6 +202,7 @@ class AttemptStage:
         by_key = (batch.outcome[row] == Outcome.DISCONNECT) & exists
         rhythm = self._rhythm.update(source, user, time_ns, failures, by_key, ~exists)
         likely = np.minimum(np.searchsorted(self._popular, user), len(self._popular) - 1)
+        popular = self._popular[likely] == user
         wider, private = self._wider.keys(client, family), _private(client, family)
         provenance = batch.provenance[row]
         peer = batch.peer.take(row, axis=0)
@@ -248,9 +249,9 @@ class AttemptStage:
             credit=credit,
             wider=wider,
             exists=exists,
-            popular=self._popular[likely] == user,
+            popular=popular,
             rhythm=rhythm,
-            job=_job(rhythm, private | (first_success_ns > 0)),
+            job=_job(rhythm, private | (first_success_ns > 0), popular),
             private=private,
             proven=proven,
             marked=np.where(success, ASK, marks(batch.line[row], provenance, proven, failures)),
@@ -307,12 +308,13 @@ def _absent(batch: AuthBatch, row: I64) -> Bool:
     return found
 
 
-def _job(rhythm: U8, at_home: Bool) -> Bool:
+def _job(rhythm: U8, at_home: Bool, popular: Bool) -> Bool:
     """Failures like those of a job that nobody looks after: of one user, and by a refused key alone; or at a fixed
-    period, from inside or where that user has logged in before, or for an account that there is not.
+    period, from inside or where that user has logged in before, or for an account that there is not, and whose
+    name only somebody can know who had it.
     """
     fixed = rhythm & Rhythm.PERIODIC > 0
-    harmless = (rhythm & Rhythm.NOBODY > 0) | at_home
+    harmless = ((rhythm & Rhythm.NOBODY > 0) & ~popular) | at_home
     alone = rhythm & Rhythm.KEY_ALONE > 0
     made: Bool = (rhythm & Rhythm.ONE_USER > 0) & (alone | (fixed & harmless))
     return made
