@@ -92,17 +92,20 @@ class Cusum:
         count = np.cumsum(judged)
         start, done = 0, 0
         while start < n:
-            if state.attempts == 0 and state.sum == 0.0:
-                state.since_ns = int(time_ns[start])
             stop = min(n, int(np.searchsorted(count, done + CHUNK - state.attempts)) + 1)
             part = slice(start, stop)
+            numbers[0, part], numbers[1, part] = state.episode, state.since_ns
+            if state.attempts == 0 and state.sum == 0.0 and count[stop - 1] > done:
+                # Not from one that does not count: it may have come in a batch before.
+                began = int(np.searchsorted(count, done + 1))
+                state.since_ns = int(time_ns[began])
+                numbers[1, began:stop] = state.since_ns
             within = state.failures + np.cumsum(failed[part])
             lately = state.before + within
             flags[0, part] = failed[part] & (state.sum + within > self._limit + state.mean + self._drift)
             flags[1, part] = lately >= 3 + 2 * state.mean
-            fresh = time_ns[part] - state.since_ns <= _FRESH_NS
+            fresh = time_ns[part] - numbers[1, part] <= _FRESH_NS
             flags[2, part] = (lately >= _INTENSE) & (fresh | state.wave)
-            numbers[0, part], numbers[1, part] = state.episode, state.since_ns
             usual[part] = state.mean
             if not state.alarmed and flags[0, part].any():
                 state.alarmed, state.level, state.wave_sum = 1, 0.0, 0.0
