@@ -26,17 +26,21 @@ _USUAL = NETWORK | WIDER | RANGE | SITE_RANGE
 
 
 class Compromise:
-    """A login that succeeds from a source under conviction (ATT&CK T1078 after T1110), on that very event.
+    """A login of a guesser (ATT&CK T1078 after T1110), on that very event.
 
-    Under conviction is a source whose brute force or spray goes on: since its last failure less than a day has
-    passed. Where several users log in, somebody among them attacks, and the others go on: accused is who has
-    failed there `typist` times in a row while the attack is live (and that at low priority once the guessing goes
-    on afterwards, of who is at home there). Elsewhere everybody is accused who had not
-    logged in from there before the attack, and is no job; when it is no longer live, only who has failed there
-    `newcomer` times. Users who first logged in from a source without credit after its attack had begun, but
-    before it was convicted, are accused when it is.
+    Under conviction is a source with an open campaign of brute force, spray or rotation: since its last failure
+    less than a day has passed. Where several users log in, somebody among them attacks, and the others go on:
+    accused is who has failed there `typist` times in a row while the attack is live (and that at low priority once
+    the guessing goes on afterwards, of who is at home there). Elsewhere everybody is accused who had not logged in
+    from there before the attack, and is no job; when it is no longer live, only who has failed there `newcomer`
+    times. Users who first logged in from a source without credit after its attack had begun, but before it was
+    convicted, are accused when it is.
 
-    Parameters: `typist` (int, 20), `newcomer` (int, 5).
+    While many sources guess the account, or the site and this login may be one of theirs, and their last failure
+    is no older than `memory_s`, accused is a login without a key, from a network and range that are not usual, of a
+    user who is known and does not come from new networks all the time.
+
+    Parameters: `typist` (int, 20), `newcomer` (int, 5), `memory_s` (int, 21600).
     """
 
     name: ClassVar[str] = "compromise"

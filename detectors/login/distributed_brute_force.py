@@ -26,9 +26,9 @@ class DistributedBruteForce:
 
     A stranger is an IPv4 /24 or an IPv6 /48 from which nobody has logged in lately, and this user never; it counts
     with at most `tries` failures, beyond which it is a matter for brute force. An account is raised at the
-    `sources`-th stranger within an hour, or the `slow_sources`-th within a day; for a user who often comes from
-    new networks it takes one more for each, up to ten, and while the whole site is tried, twice what each other
-    account has. Accounts that do not exist are not raised: nobody can get
+    `sources`-th stranger within an hour, or the `slow_sources`-th within a day; for each network
+    that was new for its user, the first among them, it takes one more, up to ten, and while the whole site is tried,
+    twice what each other account has. Accounts that do not exist are not raised: nobody can get
     in. A name that strangers guess everywhere (`guessed_names`) is raised only when within an hour there are
     `sources` more than twice what is usual for it and six times its square root (a Poisson deviation), once
     there have been logins for six hours.
