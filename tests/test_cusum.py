@@ -38,12 +38,16 @@ def chance(rate: float, many: int, seed: int = 1) -> Any:
     return RNG(seed).random(many * CHUNK) < rate
 
 
-@pytest.mark.parametrize(("n", "alpha", "beta"), [(100, 2.0, 400.0), (100, 0.5, 1.5), (7, 3.0, 3.0), (1, 1.0, 1.0)])
+@pytest.mark.parametrize(
+    ("n", "alpha", "beta"), [(100, 2.0, 400.0), (100, 0.5, 1.5), (7, 3.0, 3.0), (1, 1.0, 1.0)]
+)
 def test_mean_and_variance_are_those_of_the_distribution_itself(n: int, alpha: float, beta: float) -> None:
     def log_beta(a: float, b: float) -> float:
         return lgamma(a) + lgamma(b) - lgamma(a + b)
 
-    share = [comb(n, k) * exp(log_beta(k + alpha, n - k + beta) - log_beta(alpha, beta)) for k in range(n + 1)]
+    share = [
+        comb(n, k) * exp(log_beta(k + alpha, n - k + beta) - log_beta(alpha, beta)) for k in range(n + 1)
+    ]
     mean = sum(k * p for k, p in enumerate(share))
     variance = sum((k - mean) ** 2 * p for k, p in enumerate(share))
     assert isclose(sum(share), 1, rel_tol=1e-9)

@@ -100,7 +100,12 @@ def test_a_login_of_a_user_never_seen_before_is_none() -> None:
 def test_a_user_who_is_everywhere_is_not_accused() -> None:
     """Every second login from a network never seen: one more says nothing."""
     roams = [
-        login(-8 * DAY + n * 4 * HOUR, source=f"{101 + n}.9.9.9" if n % 2 else HOME, user="ann", method="password")
+        login(
+            -8 * DAY + n * 4 * HOUR,
+            source=f"{101 + n}.9.9.9" if n % 2 else HOME,
+            user="ann",
+            method="password",
+        )
         for n in range(40)
     ]
     strangers = guesses(60, gap=20)

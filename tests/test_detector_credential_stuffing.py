@@ -156,7 +156,9 @@ def test_who_fails_for_one_user_again_and_again_during_it_is_not_named() -> None
 
 
 def test_the_jobs_and_the_people_of_the_site_are_not_named() -> None:
-    during = [e for n in range(20) for e in (fail(40 * n, "198.51.100.7", f"p{n}"), fail(40 * n, "10.1.1.9", "p9"))]
+    during = [
+        e for n in range(20) for e in (fail(40 * n, "198.51.100.7", f"p{n}"), fail(40 * n, "10.1.1.9", "p9"))
+    ]
     assert set(stuffed(run([*site(), *stuffing(600), *during])).sources) <= {stranger(n) for n in range(600)}
 
 
@@ -229,7 +231,10 @@ def test_a_known_user_from_elsewhere_is_told_of_while_it_is_intense() -> None:
     elsewhere = login(601, source=HOTEL, user="p50")
     assert said([*site(), *stuffing(120), elsewhere])[-1] == (True, True)
     assert said([*site(), *stuffing(120), login(601, source=HOTEL, user="new")])[-1] == (False, False)
-    assert said([*site(), *stuffing(120), login(601, source="198.51.100.9", user="p50")])[-1] == (False, False)
+    assert said([*site(), *stuffing(120), login(601, source="198.51.100.9", user="p50")])[-1] == (
+        False,
+        False,
+    )
 
 
 def test_a_known_user_from_elsewhere_is_of_nobody_once_it_is_over() -> None:

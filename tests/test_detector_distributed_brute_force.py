@@ -104,9 +104,7 @@ def test_a_network_from_which_this_user_has_come_is_none_of_strangers() -> None:
 
 
 def test_several_tries_from_one_network_are_one_stranger() -> None:
-    again = [
-        fail(60 * n + 9, source=stranger(n, 8), user="ann") for n in range(9)
-    ]
+    again = [fail(60 * n + 9, source=stranger(n, 8), user="ann") for n in range(9)]
     assert silent(run([*guesses(9), *again]))
     finding = distributed(run([*guesses(10), *again]))
     assert finding.figures["attempts"] == 19
@@ -145,7 +143,9 @@ def test_an_account_that_is_known_weighs_more() -> None:
 def test_a_user_who_roams_is_allowed_as_many_networks_more_up_to_ten() -> None:
     def roams(networks: int) -> list[Event]:
         return [
-            login(-3 * DAY + HOUR * n, source=f"198.51.{n}.7", user="ann") for n in range(networks) for _ in "ab"
+            login(-3 * DAY + HOUR * n, source=f"198.51.{n}.7", user="ann")
+            for n in range(networks)
+            for _ in "ab"
         ]
 
     for networks, limit in ((4, 14), (10, 20), (30, 20)):
@@ -287,7 +287,9 @@ CELL = HOUR * NS_PER_S
 
 def rates_of(cells: list[int], per_cell: int = 1, key: int = 7, **more: Any) -> Any:
     """The mean and the cells known at each of events in these cells, one event `per_cell` times."""
-    times = np.array([c * CELL + 1 + k for c in cells for k in range(per_cell)], np.int64) + 10**18 // CELL * CELL
+    times = (
+        np.array([c * CELL + 1 + k for c in cells for k in range(per_cell)], np.int64) + 10**18 // CELL * CELL
+    )
     keys = np.full(len(times), key, np.uint64)
     return Rates(64, **more).update(keys, times, np.ones(len(times), np.int64))
 

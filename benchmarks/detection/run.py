@@ -1,10 +1,10 @@
-"""Login detection measured: the frozen scenarios, or held-out ones, by kind of attack, Gatewatch beside
-fail2ban and CrowdSec.
+"""Login detection measured: the frozen scenarios, or held-out ones, by kind of attack, Gatewatch beside fail2ban
+and CrowdSec.
 
-make benchmark-detection                               the plain day and the four harder ones python
-benchmarks/detection/run.py day hard            these python benchmarks/detection/run.py --held-out 10
-ten other seeds, rates and sizes drawn from each python benchmarks/detection/run.py --sizes 1 0.5 0.25  with
-attacks of half and of a quarter of the size as well
+    make benchmark-detection                                    the plain day and the four harder ones
+    python benchmarks/detection/run.py day hard                 these
+    python benchmarks/detection/run.py --held-out 10            ten other seeds, rates and sizes drawn from each
+    python benchmarks/detection/run.py --sizes 1 0.5 0.25       with attacks of half and a quarter of the size too
 """
 
 from __future__ import annotations
