@@ -24,6 +24,7 @@ _LINES = 12 + 16
 _RECORD = _LINES + 32 + 32 + 1
 _NAME = 64
 _BITS = 512
+_MOST_DISTINCT = 1 << 20
 _NO_AMOUNTS: I64 = np.zeros((0, 2), np.int64)
 _NOTHING: I64 = np.zeros(0, np.int64)
 _MOST_LINE = (1 << 39) - 1
@@ -188,7 +189,8 @@ class Campaigns:
             distinct = count
         else:
             zeros = _BITS - sum(word.bit_count() for word in row[12:])
-            distinct = max(32, round(_BITS * log(_BITS / max(1, zeros))))
+            # There cannot be more than there were attempts, unless these had no weight.
+            distinct = max(32, min(round(_BITS * log(_BITS / max(1, zeros))), row[5] or _MOST_DISTINCT))
         # Lines and items are only ever added, so what was read before holds and only what is new is read.
         read = self._read.get(at)
         if read is None or read.serial != serial:
