@@ -71,7 +71,7 @@ def title(lead: Finding, sources: Sequence[str], users: Sequence[str], targets: 
         if many:
             parts.append(f"for {many} {'user' if many == 1 else 'users'}")
     if lead.kind in OF_A_USER and lead.sources:
-        sources = lead.sources  # whence the login came, not all who guessed
+        sources = sorted(lead.sources)  # whence the login came, not all who guessed
     if sources:
         many = _count(figures.get("distinct_sources"), len(sources))
         parts.append(f"from {listed(sources, many=many)}")
