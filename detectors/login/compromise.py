@@ -22,6 +22,7 @@ _BY_ACCOUNT = (
 )
 
 _WENT_ON = 3
+_KNOWN = 3
 _USUAL = NETWORK | WIDER | RANGE | SITE_RANGE
 
 
@@ -90,7 +91,7 @@ class Compromise:
         got in; 0 = it is none.
         """
         logins, strayed = attempts.logins[rows], attempts.recalled.strayed[rows]
-        known = attempts.known_user[rows] & ((strayed - 1) * 3 <= logins)
+        known = (logins >= _KNOWN) & ((strayed - 1) * 3 <= logins)
         stranger = (attempts.first_success_ns[rows] == 0) & (attempts.facts[rows] & _USUAL == 0)
         stranger &= (
             ~attempts.private[rows] & (attempts.credit[rows] < SHARED) & (attempts.method[rows] != PUBLICKEY)

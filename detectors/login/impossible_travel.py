@@ -20,6 +20,7 @@ from .attempts import Attempts
 _EARTH_KM = 6371.0  # mean radius (IUGG)
 _HOUR_NS = 3600 * NS_PER_S
 _MONTH_NS = 30 * NS_PER_DAY
+_KNOWN = 4
 
 
 class _Jump(NamedTuple):
@@ -43,7 +44,8 @@ class ImpossibleTravel:
     for the user or the site, nor its autonomous system for the user (a phone's carrier has one place for a whole
     country). Where that one came first, the user's own login raises it only within `look_back_s`: later it tells
     what `NewAccess` has told. From the fourth such network of a user within a month on, who then uses a VPN, it
-    is low. Without a database of places nothing is raised.
+    is low; so is that of a user of fewer than four logins, of whom nobody can say what is usual. Without a database of
+    places nothing is raised.
 
     Parameters: `speed` (int, 1000: airliners cruise at 900), `least_km` (int, 500), `look_back_s` (int,
     3600), `users` (int, 4096).
@@ -111,6 +113,7 @@ class ImpossibleTravel:
                 "distance_km": jump.distance_km,
                 "minutes": jump.minutes,
                 "networks": int(seen[at]),
+                "logins": int(attempts.logins[jump.row]),
             }
 
         return [self._finding(*grown) for grown in self._campaigns.grown(followed, story_of)]
@@ -158,7 +161,7 @@ class ImpossibleTravel:
 
     def _finding(self, record: Record, story: dict[str, Any]) -> Finding:
         source, user = story["entity"], story["user"]
-        alone = story["networks"] <= 3
+        alone = story["networks"] <= 3 and story["logins"] >= _KNOWN
         return Finding(
             id=story["id"],
             detector=self.name,
