@@ -41,7 +41,7 @@ class NewAccess:
     """A success from a network that is new for its user (ATT&CK T1078), weighed by what else is new.
 
     New is what the user's own successes of the last 30 days do not know (`Profiles`). *Strange* is a new network,
-    not shared by five users, in a country that is new for a user of twenty logins or more, or in a range that nobody
+    not shared by two users, in a country that is new for a user of twenty logins or more, or in a range that nobody
     at the site is known for and, where a database knows them, of a country or autonomous system likewise. In its first
     week a site has not met all providers of its country: then the country alone counts.
 
