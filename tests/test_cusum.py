@@ -145,6 +145,14 @@ def test_an_attack_that_has_lasted_for_four_hours_is_intense_no_more_until_a_wav
     assert intense[1:144].all() and not intense[146:200].any() and intense[205:].all()
 
 
+def test_an_attack_on_a_small_site_is_intense_though_its_chunk_began_the_day_before() -> None:
+    """Fifty logins in a day, then twenty failures within a minute."""
+    failed = np.array([False] * 50 + [True] * 20)
+    times = 10**18 + np.concatenate((np.arange(50) * 1800, 90_000 + np.arange(20) * 3)) * 10**9
+    verdict = Cusum(LEAST).update(np.ones(70, np.bool_), failed, times)
+    assert verdict.alarm.any() and verdict.intense.nonzero()[0].tolist() == list(range(61, 70))
+
+
 def test_what_is_usual_is_learnt_and_during_an_alarm_only_very_slowly() -> None:
     cusum = Cusum(LEAST)
     before = fed(chance(0.02, 400), cusum).usual
