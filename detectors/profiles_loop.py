@@ -281,6 +281,7 @@ def recall_profiles(
     found: cython.int
     learn: cython.bint
     for i in range(users.shape[0]):
+        out[i, 8] = hours[25]
         if users[i] == 0:
             continue
         learn = success[i] != 0
@@ -322,6 +323,8 @@ def recall_profiles(
         out[i, 0] = row[_LOGINS] // _ONE
         out[i, 1] = row[2]
         out[i, 2] = last
+        out[i, 4] = row[_STRAYED] // _ONE
+        out[i, 5] = row[_ROAMED] // _ONE
         if learn:
             for s in range(site_items.shape[1]):
                 key = site_items[i, s]
@@ -336,8 +339,6 @@ def recall_profiles(
                 facts |= _METHOD
             if _usual_hour(row, hours, hour):
                 facts |= _HOUR
-            out[i, 4] = row[_STRAYED] // _ONE
-            out[i, 5] = row[_ROAMED] // _ONE
             out[i, 6] = row[at] // _ONE
             out[i, 7] = row[_METHODS + 1] // _ONE
             if places[i, 0] != 0:
@@ -351,7 +352,6 @@ def recall_profiles(
                 if facts & _FAMILIAR:
                     for s in range(5):
                         row[_FAMILIAR_PLACE + s] = row[_PLACE + s]
-            out[i, 8] = hours[25]
             if hours[25] == 0 or hours[25] > time_ns[i]:
                 hours[25] = time_ns[i]
             if facts & 1 and now - row[2] >= _DAY_NS and now // _HOUR_NS > last // _HOUR_NS:

@@ -177,7 +177,7 @@ def test_its_excess_is_an_option() -> None:
 
 
 def said(events: list[Event], *size: int) -> list[tuple[bool, bool]]:
-    """Of each row, in the order of time: whether it belongs to the attack, and whether that is still so of a success."""
+    """Of each row, in the order of time: whether it is of the attack, and whether that is said of a success."""
     detection = login_detectors({}, KEY)
     found: list[tuple[bool, bool]] = []
     rows = numbered(events)

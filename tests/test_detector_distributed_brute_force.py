@@ -171,29 +171,44 @@ def test_once_the_rest_of_the_site_is_left_alone_it_takes_no_more() -> None:
     assert finding.figures["threshold"] == 10
 
 
-def usual(hours: int, user: str = "admin") -> list[Event]:
-    """Two strangers an hour, before the event that `guesses` begins with."""
-    return guesses(2 * hours, user=user, gap=HOUR / 2, start=-hours * HOUR - 800, first=300)
+def people(hours: int) -> list[Event]:
+    """Five who log in every six hours, for so long before anything else."""
+    return [
+        login(-at * HOUR + n, source="198.51.100.7", user=f"p{n}")
+        for at in range(hours, -1, -6)
+        for n in range(5)
+    ]
 
 
-def test_a_name_that_strangers_try_everywhere_is_not_raised_before_its_rate_is_known() -> None:
-    assert silent(run(guesses(80, user="admin", gap=20)))
-    assert silent(run([*usual(8), *guesses(80, user="admin", gap=20)]))
+def usual(hours: int, an_hour: int = 2, user: str = "admin") -> list[Event]:
+    """So many strangers in each hour, and nobody from then on until the event that `guesses` begins with."""
+    gap = HOUR // an_hour
+    return guesses(an_hour * hours, user=user, gap=gap, start=-hours * HOUR - 800, first=300)
+
+
+def test_a_name_that_strangers_try_everywhere_is_not_raised_before_there_were_logins_for_six_hours() -> None:
+    many = guesses(80, user="admin", gap=20)
+    assert silent(run(many))
+    assert silent(run([*usual(24), *many]))
+    assert silent(run([*people(4), *many]))
+    assert not silent(run([*people(12), *many]))
 
 
 def test_a_name_that_strangers_try_everywhere_is_raised_far_above_its_rate_alone() -> None:
     """Two an hour are usual: ten, and twice two and six roots of three more, are not by chance."""
-    assert silent(run([*usual(16), *guesses(20, user="admin", gap=20)]))
-    finding = distributed(run([*usual(16), *guesses(40, user="admin", gap=20)]))
-    assert 20 < int(finding.figures["threshold"]) <= 26
+    before = [*people(48), *usual(24)]
+    assert silent(run([*before, *guesses(23, user="admin", gap=20)]))
+    finding = distributed(run([*before, *guesses(40, user="admin", gap=20)]))
+    assert (finding.figures["threshold"], finding.figures["window_s"]) == (10 + 15, HOUR)
     assert "2.0 failures of strangers an hour are usual" in finding.baseline
-    assert silent(run(usual(72)))
+    assert silent(run([*people(96), *usual(72)]))
 
 
 def test_a_name_that_is_tried_more_elsewhere_takes_more() -> None:
-    often = guesses(16 * 10, user="admin", gap=360, start=-16 * HOUR - 2000, first=300)
-    assert silent(run([*often, *guesses(40, user="admin", gap=20)]))
-    assert not silent(run([*often, *guesses(90, user="admin", gap=20)]))
+    """Ten an hour: twice ten and six roots of eleven, and ten."""
+    before = [*people(48), *usual(24, 10)]
+    assert silent(run([*before, *guesses(38, user="admin", gap=20)]))
+    assert distributed(run([*before, *guesses(90, user="admin", gap=20)])).figures["threshold"] == 10 + 40
 
 
 def test_the_day_says_nothing_of_a_name_that_strangers_try_everywhere() -> None:
@@ -253,7 +268,7 @@ def mixed() -> list[Event]:
     wide = [e for k in range(20) for e in guesses(3, user=f"p{k}", gap=400, start=k, first=20 + 3 * k)]
     roams = [login(-2 * DAY + HOUR * n, source=f"198.51.{n}.7", user="ann") for n in range(3)]
     typist = login(900, source=stranger(5), user="ann")
-    popular = [*usual(15), *guesses(40, user="admin", gap=20, first=200)]
+    popular = [*people(24), *usual(15), *guesses(40, user="admin", gap=20, first=200)]
     return [*wide, *roams, typist, *popular, *guesses(30), *guesses(25, user="bob", first=5, start=7)]
 
 

@@ -69,6 +69,7 @@ class _State:
     wave: bool  # an attack on top of the one that lasts
     episode: int
     since_ns: int
+    alarm_ns: int  # when the alarm began
 
 
 class Cusum:
@@ -78,7 +79,7 @@ class Cusum:
         self._least = least
         alpha, beta, chunks = _PRIOR
         mean, variance = beta_binomial(CHUNK, alpha, beta)
-        self._state = _State(0, 0, 0, 0.0, mean, variance, chunks, 0, 0, 0.0, 0.0, False, 1, 0)
+        self._state = _State(0, 0, 0, 0.0, mean, variance, chunks, 0, 0, 0.0, 0.0, False, 1, 0, 0)
 
     def update(self, judged: Bool, failed: Bool, time_ns: I64) -> Verdict:
         """`judged` (`bool[n]`) marks the attempts that count; `failed` those of them that are failures of strangers.
@@ -104,11 +105,12 @@ class Cusum:
             lately = state.before + within
             flags[0, part] = failed[part] & (state.sum + within > self._limit + state.mean + self._drift)
             flags[1, part] = lately >= 3 + 2 * state.mean
-            fresh = time_ns[part] - numbers[1, part] <= _FRESH_NS
-            flags[2, part] = (lately >= _INTENSE) & (fresh | state.wave)
-            usual[part] = state.mean
             if not state.alarmed and flags[0, part].any():
                 state.alarmed, state.level, state.wave_sum = 1, 0.0, 0.0
+                state.alarm_ns = int(time_ns[start + int(flags[0, part].argmax())])
+            fresh = (state.alarmed == 0) | (time_ns[part] - state.alarm_ns <= _FRESH_NS)
+            flags[2, part] = (lately >= _INTENSE) & (fresh | state.wave)
+            usual[part] = state.mean
             state.failures, state.attempts = int(within[-1]), state.attempts + int(count[stop - 1]) - done
             start, done = stop, int(count[stop - 1])
             if state.attempts == CHUNK:
