@@ -8,6 +8,7 @@ itself was part of, do not. See decision 0009.
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 from typing import NamedTuple
 
 from ..detectors.finding import Finding
@@ -57,6 +58,7 @@ def join_keys(finding: Finding) -> JoinKeys:
             return _both(f"{finding.entity_type} {finding.entity}")
 
 
+@lru_cache(maxsize=4096)
 def network_text(source: str) -> str:
     """The network by which sources are the same: an IPv4 address, an IPv6 /64."""
     try:
@@ -72,6 +74,7 @@ def _both(*keys: str) -> JoinKeys:
     return JoinKeys(keys, keys)
 
 
+@lru_cache(maxsize=4096)
 def _source(source: str) -> JoinKeys:
     text = network_text(source)
     own = f"source {text}"
