@@ -308,7 +308,7 @@ def _absent(batch: AuthBatch, row: I64) -> Bool:
     return found
 
 
-def _words(text: bytes, at: I64) -> U64:
+def _words(text: bytes, at: I32) -> U64:
     """The eight bytes of the text from each of these places on, as one number. There must be as many."""
     every = np.ndarray(max(0, len(text) - 7), np.dtype("<u8"), text, 0, (1,))
     found: U64 = every[at].astype(np.uint64)
