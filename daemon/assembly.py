@@ -15,7 +15,6 @@ from ..config import FOLDER
 from ..detectors.network.allowlist import AllowRule
 from .collectors.parsers.registry import ParserOptions
 from .detection import Detection, DetectionSettings, criticality_of, criticality_of_endpoints
-from .enforcer import rails as rails_file
 from .errors import ConfigError
 from .events import Provenance
 from .incidents import DEFAULT_GAP_S, Correlator
@@ -24,13 +23,18 @@ from .ranking import PRIVILEGED
 if TYPE_CHECKING:
     from ..config.schema import AllowRule as AllowOption
     from ..config.schema import Config
+    from .enforcer import rails as rails_file
     from .geography import Geography
 
 
 def load_rails(config: Config | None) -> rails_file.Rails | None:
     """The rails file that the configuration names; None where there is no such file."""
     path = Path(config.rails if config is not None else Path(FOLDER, "rails.toml"))
-    return rails_file.load(path) if path.exists() else None
+    if not path.exists():
+        return None
+    from .enforcer import rails as rails_file
+
+    return rails_file.load(path)
 
 
 def trusted_proxies(config: Config | None, rails: rails_file.Rails | None) -> tuple[str, ...]:

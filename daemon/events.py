@@ -94,7 +94,7 @@ def rfc3339(time_ns: int) -> str:
     """`2026-11-24T08:00:00.25Z`: UTC, with no more digits of the second than the time has."""
     seconds, fraction = divmod(time_ns, NS_PER_S)
     try:
-        text = datetime.datetime.fromtimestamp(seconds, datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        text = datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat()[:19]
     except (ValueError, OverflowError, OSError):
         return f"@{seconds}"
     return f"{text}.{fraction:09d}".rstrip("0").rstrip(".") + "Z" if fraction else text + "Z"
@@ -103,7 +103,7 @@ def rfc3339(time_ns: int) -> str:
 def address_text(family: int, high: int, low: int) -> str:
     """The usual text of an address (RFC 5952 for IPv6); `""` for family 0."""
     if family == 4:
-        return str(IPv4Address(low))
+        return f"{low >> 24}.{low >> 16 & 0xFF}.{low >> 8 & 0xFF}.{low & 0xFF}"
     if family == 6:
         return str(IPv6Address((high << 64) | low))
     return ""

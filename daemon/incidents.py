@@ -97,6 +97,8 @@ class Incident:
     @property
     def lead(self) -> Finding:
         """The finding that names the incident: the gravest, then the surest, then the first."""
+        if len(self.findings) == 1:  # as most have, and this is asked often
+            return next(iter(self.findings.values()))
         return max(self.findings.values(), key=lambda f: (f.severity, f.confidence, -f.time_ns, f.id))
 
     @property

@@ -8,6 +8,8 @@ itself was part of, do not. See decision 0009.
 from __future__ import annotations
 
 import ipaddress
+import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from ..detectors.finding import Finding
@@ -16,6 +18,9 @@ MOST_JOINED_KEYS = 4096
 """The most keys of one incident: a botnet's incident cannot grow without bound."""
 CAMPAIGN_PREFIX = {4: 24, 6: 48}
 """The widest networks that are judged as one source."""
+_BYTE = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
+_IPV4 = re.compile(rf"({_BYTE}(?:\.{_BYTE}){{2}})\.{_BYTE}")
+"""An address as it is usually written, which most sources are; its /24 is told from the text."""
 
 
 class JoinKeys(NamedTuple):
@@ -57,8 +62,11 @@ def join_keys(finding: Finding) -> JoinKeys:
             return _both(f"{finding.entity_type} {finding.entity}")
 
 
+@lru_cache(maxsize=4096)
 def network_text(source: str) -> str:
     """The network by which sources are the same: an IPv4 address, an IPv6 /64."""
+    if _IPV4.fullmatch(source):
+        return source
     try:
         network = ipaddress.ip_network(source, strict=False)
     except ValueError:
@@ -72,9 +80,13 @@ def _both(*keys: str) -> JoinKeys:
     return JoinKeys(keys, keys)
 
 
+@lru_cache(maxsize=4096)
 def _source(source: str) -> JoinKeys:
     text = network_text(source)
     own = f"source {text}"
+    address = _IPV4.fullmatch(text)
+    if address:
+        return JoinKeys((own, f"source {address[1]}.0/{CAMPAIGN_PREFIX[4]}"), (own,))
     try:
         network = ipaddress.ip_network(text)
         around = network.supernet(new_prefix=CAMPAIGN_PREFIX[network.version])

@@ -43,6 +43,9 @@ _PLACES = re.compile(
     r"(?P<before>\b(?:[Ii]nvalid user|user|for)[ =:]+'?|\bUSER=|\buser=)(?P<name>[^\s',]{6,128})"
 )
 
+_BEFORE = ("user", "for", "USER")
+"""One of these is in every text in which there is such a place."""
+
 
 @lru_cache(maxsize=4096)
 def looks_like_password(name: str) -> bool:
@@ -126,6 +129,8 @@ class Mask:
                 text = text.replace(name, self(name))
             elif name.endswith("…") and self.hides(name):
                 text = re.sub(re.escape(name[:-1]) + r"\S*", self(name).replace("\\", r"\\"), text)
+        if not any(map(text.__contains__, _BEFORE)):
+            return text
         return _PLACES.sub(lambda found: found["before"] + self(found["name"]), text)
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .assembly import build_correlator, build_detection, build_geography, load_rails, parser_options
-from .collectors.capture import Capture, is_capture
 from .collectors.parsers.registry import detect_format, make_parser
 from .collectors.stored import read_chunks
 from .detection import Detection
@@ -108,6 +107,8 @@ class Replay:
             progress(chunk.end, total)
 
     def _read_capture(self, path: str, progress: Progress) -> None:
+        from .collectors.capture import Capture
+
         with Capture(Path(path)) as capture:
             for batch in capture.batches(self._chunk_packets):
                 self.summary.packets += len(batch.packets)
@@ -119,6 +120,8 @@ class Replay:
 
 
 def _sample_is_capture(path: str) -> bool:
+    from .collectors.capture import is_capture
+
     try:
         with open(path, "rb") as stream:
             return is_capture(stream.read(4096))

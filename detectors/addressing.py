@@ -13,12 +13,20 @@ from ..daemon.events import U8, U64, address_text
 _ODD = np.uint64(0x9E37_79B9_7F4A_7C15)  # 2**64 / golden ratio, as in SplitMix64
 _MIX = np.uint64(0xBF58_476D_1CE4_E5B9)  # SplitMix64 finaliser (Steele, Lea, Flood 2014)
 
+_WHOLE = (1 << 64) - 1
+
 
 def _scramble(x: U64) -> U64:
     x = (x ^ (x >> np.uint64(30))) * _MIX
     x = (x ^ (x >> np.uint64(27))) * _ODD
     made: U64 = x ^ (x >> np.uint64(31))
     return made
+
+
+def _scramble_one(x: int) -> int:
+    x = ((x ^ (x >> 30)) * int(_MIX)) & _WHOLE
+    x = ((x ^ (x >> 27)) * int(_ODD)) & _WHOLE
+    return x ^ (x >> 31)
 
 
 def join_keys(first: U64, second: U64) -> U64:
@@ -53,8 +61,14 @@ class NetworkKeys:
         return np.where(family == 0, np.uint64(0), np.maximum(mixed, np.uint64(1)))
 
     def key(self, family: int, high: int, low: int) -> Any:
-        """The same of one address, as `numpy.uint64`."""
-        return self.keys(np.array([[high, low]], np.uint64), np.array([family], np.uint8))[0]
+        """The same of one address, as `numpy.uint64`: in Python's numbers, which is faster than columns of one."""
+        if family == 0:
+            return np.uint64(0)
+        mixed = _scramble_one((low & int(self._mask6_low if family == 6 else self._mask4)) ^ int(self._low))
+        if family == 6:
+            high = (high & int(self._mask6_high)) ^ int(self._high)
+            mixed = _scramble_one((mixed * int(_ODD) + high) & _WHOLE)
+        return np.uint64(max(mixed, 1))
 
     def text(self, family: int, high: int, low: int) -> str:
         """The network that an address belongs to: `203.0.113.7`, `2001:db8::/64`; `""` for family 0."""

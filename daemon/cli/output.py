@@ -24,6 +24,8 @@ MOST_BUFFERED = 100_000
 
 def printable(text: str) -> str:
     """`text` with every control, format and surrogate character written as an escape such as `\\x1b`."""
+    if text.isprintable():  # of what is harmful nothing is
+        return text
     return _HARMFUL.sub(lambda found: _escape(ord(found[0])), text)
 
 
@@ -36,6 +38,8 @@ def _escape(code: int) -> str:
 def json_line(row: Mapping[str, Any]) -> str:
     """One object as JSON on one line; what is harmful on a terminal is escaped as JSON allows."""
     text = json.dumps(row, ensure_ascii=False, separators=(", ", ": "), default=str)
+    if text.isprintable():
+        return text
     return _HARMFUL.sub(lambda found: _json_escape(ord(found[0])), text)
 
 

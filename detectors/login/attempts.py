@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from struct import Struct
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,9 @@ from .guessed_names import guessed_names
 _EARLIEST_NS, _LATEST_NS = 10**17, 1 << 62  # 1973 to 2116: what tables can hold
 _RAW, _METHOD, _USER, _KEY = (AUTH_TEXTS.index(name) for name in ("raw", "method", "user", "key"))
 _PARTS_OF_SSHD = frozenset(("pam_duo", "login_duo"))
-_NOBODY = b"d user "
-"""What stands before a name that sshd calls invalid (or, of old, `illegal user `), and no other."""
+_NOBODY = (b"id user ", b"al user ")
+"""What stands before a name that sshd calls invalid (or, of old, illegal), and no other."""
+_ADDRESS = Struct("=2Q")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +100,11 @@ class Attempts:
 
     def source_text(self, name: bytes) -> str:
         """The network of one of `packed_sources`."""
-        return self.networks.text(name[0], *np.frombuffer(name[1:], np.uint64).tolist())
+        return self.networks.text(name[0], *_ADDRESS.unpack(name[1:]))
 
     def source_key(self, name: bytes) -> Any:
         """The key of the network of one of `packed_sources`, as `source` has it."""
-        return self.networks.key(name[0], *np.frombuffer(name[1:], np.uint64).tolist())
+        return self.networks.key(name[0], *_ADDRESS.unpack(name[1:]))
 
     def source_of(self, at: int) -> str:
         row = self.row[at]
@@ -299,13 +301,22 @@ def _absent(batch: AuthBatch, row: I64) -> Bool:
     """Rows that say that there is no such account."""
     found: Bool = batch.outcome[row] == Outcome.INVALID_USER
     start = batch.spans[:, _USER, 0].take(row)
-    likely = np.flatnonzero(~found & (start - batch.spans[:, _RAW, 0].take(row) >= len(_NOBODY)))
+    likely = np.flatnonzero(~found & (start - batch.spans[:, _RAW, 0].take(row) >= 8))
     if len(likely):
-        text = np.frombuffer(batch.text, np.uint8)
-        letters = text[start[likely][:, None] + np.arange(-len(_NOBODY), 0)]
-        said = (letters[:, 1:] == np.frombuffer(_NOBODY, np.uint8)[1:]).all(axis=1)
-        found[likely] = said & ((letters[:, 0] == ord("d")) | (letters[:, 0] == ord("l")))
+        words = _words(batch.text, start[likely] - 8)
+        found[likely] = (words == _word(_NOBODY[0])) | (words == _word(_NOBODY[1]))
     return found
+
+
+def _words(text: bytes, at: I32) -> U64:
+    """The eight bytes of the text from each of these places on, as one number. There must be as many."""
+    every = np.ndarray(max(0, len(text) - 7), np.dtype("<u8"), text, 0, (1,))
+    found: U64 = every[at].astype(np.uint64)
+    return found
+
+
+def _word(letters: bytes) -> Any:
+    return np.uint64(int.from_bytes(letters, "little"))
 
 
 def _job(rhythm: U8, at_home: Bool, popular: Bool) -> Bool:
@@ -338,10 +349,8 @@ def _offered_key(batch: AuthBatch, row: I64, kind: Any) -> Bool:
     length = batch.spans[:, _METHOD, 1].take(row) - start
     likely = np.flatnonzero((kind == Outcome.FAILURE) & (length == 9) & (start >= 0))
     if len(likely):
-        text = np.frombuffer(batch.text, np.uint8)
-        word = np.frombuffer(b"publickey", np.uint8)
-        letters = text[start[likely][:, None] + np.arange(9)]
-        found[likely] = (letters == word).all(axis=1)
+        first, last = (_words(batch.text, start[likely] + off) for off in (0, 1))
+        found[likely] = (first == _word(b"publicke")) & (last == _word(b"ublickey"))
     return found
 
 

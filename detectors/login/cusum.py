@@ -90,29 +90,33 @@ class Cusum:
         flags: Bool = np.zeros((3, n), np.bool_)
         numbers: I64 = np.zeros((2, n), np.int64)
         usual: NDArray[np.float64] = np.zeros(n)
-        count = np.cumsum(judged)
-        start, done = 0, 0
+        at, failures = np.flatnonzero(judged), np.cumsum(failed)
+        start, done, before = 0, 0, 0
         while start < n:
-            stop = min(n, int(np.searchsorted(count, done + CHUNK - state.attempts)) + 1)
+            many = min(CHUNK - state.attempts, len(at) - done)
+            stop = int(at[done + many - 1]) + 1 if state.attempts + many == CHUNK else n
             part = slice(start, stop)
             numbers[0, part], numbers[1, part] = state.episode, state.since_ns
-            if state.attempts == 0 and state.sum == 0.0 and count[stop - 1] > done:
+            if state.attempts == 0 and state.sum == 0.0 and many > 0:
                 # Not from one that does not count: it may have come in a batch before.
-                began = int(np.searchsorted(count, done + 1))
+                began = int(at[done])
                 state.since_ns = int(time_ns[began])
                 numbers[1, began:stop] = state.since_ns
-            within = state.failures + np.cumsum(failed[part])
-            lately = state.before + within
-            flags[0, part] = failed[part] & (state.sum + within > self._limit + state.mean + self._drift)
-            flags[1, part] = lately >= 3 + 2 * state.mean
-            if not state.alarmed and flags[0, part].any():
-                state.alarmed, state.level, state.wave_sum = 1, 0.0, 0.0
-                state.alarm_ns = int(time_ns[start + int(flags[0, part].argmax())])
-            fresh = (state.alarmed == 0) | (time_ns[part] - state.alarm_ns <= _FRESH_NS)
-            flags[2, part] = (lately >= _INTENSE) & (fresh | state.wave)
             usual[part] = state.mean
-            state.failures, state.attempts = int(within[-1]), state.attempts + int(count[stop - 1]) - done
-            start, done = stop, int(count[stop - 1])
+            now = state.failures + int(failures[stop - 1]) - before
+            # Of most chunks there is nothing to say: not even all that they come to would be much.
+            if state.before + now >= min(3 + 2 * state.mean, _INTENSE) or state.sum + now > self._alarming:
+                within = state.failures - before + failures[part]
+                lately = state.before + within
+                flags[0, part] = failed[part] & (state.sum + within > self._alarming)
+                flags[1, part] = lately >= 3 + 2 * state.mean
+                if not state.alarmed and flags[0, part].any():
+                    state.alarmed, state.level, state.wave_sum = 1, 0.0, 0.0
+                    state.alarm_ns = int(time_ns[start + int(flags[0, part].argmax())])
+                fresh = (state.alarmed == 0) | (time_ns[part] - state.alarm_ns <= _FRESH_NS)
+                flags[2, part] = (lately >= _INTENSE) & (fresh | state.wave)
+            state.failures, state.attempts, before = now, state.attempts + many, int(failures[stop - 1])
+            start, done = stop, done + many
             if state.attempts == CHUNK:
                 self._close_chunk()
         return Verdict(flags[0], flags[1], flags[2], numbers[0], numbers[1], usual)
@@ -120,6 +124,10 @@ class Cusum:
     @property
     def _limit(self) -> float:
         return max(float(self._least), _LIMIT * math.sqrt(self._state.variance))
+
+    @property
+    def _alarming(self) -> float:
+        return self._limit + self._state.mean + self._drift
 
     @property
     def _drift(self) -> float:

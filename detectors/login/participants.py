@@ -46,10 +46,13 @@ class Participants:
         known = np.fromiter(self._suspects, np.int64, len(self._suspects) if len(came) else 0)
         came = came[np.isin(source[came], np.concatenate((known, source[rows])))]
         insists = suspects & (attempts.pending + attempts.failures > self._tries)
-        for at in np.sort(np.concatenate((rows, came))).tolist():
-            key = int(source[at])
-            if suspects[at] and not insists[at]:
-                _put(self._suspects, key, (int(user[at]) if strangers[at] else 0, first + at), self._capacity)
+        told = np.sort(np.concatenate((rows, came)))
+        fails = (suspects & ~insists)[told].tolist()
+        whom = np.where(strangers, user, 0)[told].tolist()
+        for at, key, failed, name in zip(told.tolist(), source[told].tolist(), fails, whom, strict=True):
+            if failed:
+                if key not in self._suspects:
+                    _put(self._suspects, key, (name, first + at), self._capacity)
             elif key in self._suspects:
                 _put(self._let_off, key, first + at, self._capacity)
         return first

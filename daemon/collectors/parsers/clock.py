@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from calendar import timegm
 from datetime import UTC, datetime, timedelta, tzinfo
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from ...errors import UsageError
 from ...events import NS_PER_S
@@ -28,6 +27,8 @@ def zone_of(name: str) -> tzinfo | None:
         return None
     if name.upper() in ("UTC", "Z"):
         return UTC
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
