@@ -751,6 +751,7 @@ def note_rhythm(
     bout_ns: cython.longlong,
     slack_ns: cython.longlong,
     idle_ns: cython.longlong,
+    most: cython.longlong,
     grace: cython.longlong,
     keys: I64,
     table: I64,
@@ -760,11 +761,12 @@ def note_rhythm(
 
     Columns from 2 on: the one user (0 = several, or nobody), 1 once there was a failure with a password, 1 once
     there was one for an account that exists, start of the last bout, the period, gaps that fit it, gaps that
-    do not, failures.
+    do not, failures, failures of the last bout.
     """
     i: cython.Py_ssize_t
     slot: cython.Py_ssize_t
     now: cython.longlong
+    before: cython.longlong
     gap: cython.longlong
     periods: cython.longlong
     off: cython.longlong
@@ -773,12 +775,13 @@ def note_rhythm(
         if sources[i] == 0:
             continue
         if weights[i] > 0:
-            slot = _claim(keys, table, home[i], sources[i], grace, 10)
+            slot = _claim(keys, table, home[i], sources[i], grace, 11)
+            before = table[slot, _LAST]
             now = time_ns[i]
-            if now < table[slot, _LAST]:
-                now = table[slot, _LAST]
-            if now - table[slot, _LAST] > idle_ns:
-                for column in range(2, 10):
+            if now < before:
+                now = before
+            if now - before > idle_ns:
+                for column in range(2, 11):
                     table[slot, column] = 0
             table[slot, _LAST] = now
             if table[slot, 9] == 0:
@@ -803,7 +806,10 @@ def note_rhythm(
                     off = gap - periods * table[slot, 6]
                     if off < 0:
                         off = -off
-                    if periods > 0 and off <= slack_ns + table[slot, 6] // 64:
+                    # Whoever goes on and on begins a bout as soon as one can begin: that is no period.
+                    if table[slot, 10] > most or (now - before) * 3 < gap:
+                        table[slot, 8] += 1
+                    elif periods > 0 and off <= slack_ns + table[slot, 6] // 64:
                         table[slot, 7] += 1
                     else:
                         table[slot, 8] += 1
@@ -811,6 +817,8 @@ def note_rhythm(
                         table[slot, 6] = gap
                         table[slot, 7] = 0
                         table[slot, 8] = 0
+                table[slot, 10] = 0
+            table[slot, 10] += weights[i]
         else:
             slot = _find(keys, home[i], sources[i])
             if slot < 0:
