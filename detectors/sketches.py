@@ -639,7 +639,7 @@ def recall_history(
 
     `out` columns: weight (see `History`), failures of this user from this source since its last success, time
     of its first success (0 = none), users with earlier successes from this source.
-    Pair columns from 2 on: failures, first success, last failure. Source columns: settled users, fresh users,
+    Pair columns from 2 on: failures, first success, last failure, last success. Source columns: settled users, fresh users,
     the grid cell of the fresh ones.
     """
     i: cython.Py_ssize_t
@@ -676,7 +676,7 @@ def recall_history(
                     pair_table[slot, 2] -= 1
                     out[i, 0] = -1
             elif weight > 0:
-                slot = _claim(pair_keys, pair_table, nameless_home[i], nameless[i], keep_ns, 5)
+                slot = _claim(pair_keys, pair_table, nameless_home[i], nameless[i], keep_ns, 6)
                 now = time_ns[i]
                 if now < pair_table[slot, _LAST]:
                     now = pair_table[slot, _LAST]
@@ -690,11 +690,13 @@ def recall_history(
             continue
         if not success[i] and weight <= 0:
             continue
-        slot = _claim(pair_keys, pair_table, pair_home[i], pairs[i], keep_ns, 5)
+        slot = _claim(pair_keys, pair_table, pair_home[i], pairs[i], keep_ns, 6)
         now = time_ns[i]
         if now < pair_table[slot, _LAST]:
             now = pair_table[slot, _LAST]
         pair_table[slot, _LAST] = now
+        if now - pair_table[slot, 5] > memory_ns:
+            pair_table[slot, 3] = 0
         if now - pair_table[slot, 4] > patience_ns:
             pair_table[slot, 2] = 0
         pending = pair_table[slot, 2]
@@ -715,6 +717,7 @@ def recall_history(
         pair_table[slot, _STRENGTH] = _MOST_STRENGTH
         if pending >= tolerance:
             continue
+        pair_table[slot, 5] = now
         if pair_table[slot, 3] != 0:
             continue
         out[i, 0] -= pending
@@ -751,6 +754,7 @@ def note_rhythm(
     bout_ns: cython.longlong,
     slack_ns: cython.longlong,
     idle_ns: cython.longlong,
+    most: cython.longlong,
     grace: cython.longlong,
     keys: I64,
     table: I64,
@@ -760,11 +764,12 @@ def note_rhythm(
 
     Columns from 2 on: the one user (0 = several, or nobody), 1 once there was a failure with a password, 1 once
     there was one for an account that exists, start of the last bout, the period, gaps that fit it, gaps that
-    do not, failures.
+    do not, failures, failures of the last bout.
     """
     i: cython.Py_ssize_t
     slot: cython.Py_ssize_t
     now: cython.longlong
+    before: cython.longlong
     gap: cython.longlong
     periods: cython.longlong
     off: cython.longlong
@@ -773,12 +778,13 @@ def note_rhythm(
         if sources[i] == 0:
             continue
         if weights[i] > 0:
-            slot = _claim(keys, table, home[i], sources[i], grace, 10)
+            slot = _claim(keys, table, home[i], sources[i], grace, 11)
+            before = table[slot, _LAST]
             now = time_ns[i]
-            if now < table[slot, _LAST]:
-                now = table[slot, _LAST]
-            if now - table[slot, _LAST] > idle_ns:
-                for column in range(2, 10):
+            if now < before:
+                now = before
+            if now - before > idle_ns:
+                for column in range(2, 11):
                     table[slot, column] = 0
             table[slot, _LAST] = now
             if table[slot, 9] == 0:
@@ -803,7 +809,10 @@ def note_rhythm(
                     off = gap - periods * table[slot, 6]
                     if off < 0:
                         off = -off
-                    if periods > 0 and off <= slack_ns + table[slot, 6] // 64:
+                    # Whoever goes on and on begins a bout as soon as one can begin: that is no period.
+                    if table[slot, 10] > most or (now - before) * 3 < gap:
+                        table[slot, 8] += 1
+                    elif periods > 0 and off <= slack_ns + table[slot, 6] // 64:
                         table[slot, 7] += 1
                     else:
                         table[slot, 8] += 1
@@ -811,6 +820,8 @@ def note_rhythm(
                         table[slot, 6] = gap
                         table[slot, 7] = 0
                         table[slot, 8] = 0
+                table[slot, 10] = 0
+            table[slot, 10] += weights[i]
         else:
             slot = _find(keys, home[i], sources[i])
             if slot < 0:

@@ -298,7 +298,7 @@ class History:
         memory_ns: int = 30 * NS_PER_DAY,
     ) -> None:
         self._options = (tolerance, patience_ns, settle_ns, challenge_ns, memory_ns)
-        self._pairs = Table(capacity, 5, memory_ns // 64)
+        self._pairs = Table(capacity, 6, memory_ns // 64)
         self._sources = Table(capacity, 5, memory_ns // 64)
 
     def update(self, pairs: U64, nameless: U64, sources: U64, time_ns: I64, weights: I64, success: U8) -> I64:
@@ -343,7 +343,8 @@ class Rhythm:
 
     Failures within `bout_ns` of the first of them are one bout. Bouts keep a period when their distance is a
     multiple of the first one to within `slack_ns` and a 64th of it, in four of five cases and three times at
-    least; where most do not, the period is learned anew. Forgotten after `idle_ns` without failures.
+    least, with at most `most` failures in the bout before, and then silence for a third of the distance; where most do
+    not, the period is learned anew. Forgotten after `idle_ns` without failures.
     """
 
     ONE_USER, PERIODIC, KEY_ALONE, NOBODY = 1, 2, 4, 8
@@ -354,9 +355,10 @@ class Rhythm:
         bout_ns: int = 50 * 10**9,
         slack_ns: int = 5 * 10**9,
         idle_ns: int = 2 * NS_PER_DAY,
+        most: int = 6,
     ) -> None:
-        self._options = (bout_ns, slack_ns, idle_ns)
-        self._table = Table(capacity, 10, idle_ns // 64)
+        self._options = (bout_ns, slack_ns, idle_ns, most)
+        self._table = Table(capacity, 11, idle_ns // 64)
 
     def update(self, sources: U64, users: U64, time_ns: I64, weights: I64, by_key: Bool, absent: Bool) -> U8:
         """For each event the bits that hold of its source's failures, this one included; weight 0 only asks.

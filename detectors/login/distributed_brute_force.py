@@ -33,7 +33,7 @@ class DistributedBruteForce:
     `sources` more than twice what is usual for it and six times its square root (a Poisson deviation), once
     there have been logins for six hours.
 
-    Parameters: `sources` (int, 10), `slow_sources` (int, 15), `tries` (int, 3), `accounts` (int, 4096: the most
+    Parameters: `sources` (int, 10), `slow_sources` (int, 15), `tries` (int, 9), `accounts` (int, 4096: the most
     that are remembered at once).
     """
 
@@ -42,7 +42,7 @@ class DistributedBruteForce:
     partition_key: ClassVar[EntityType] = "user"
 
     def __init__(
-        self, sources: int = 10, slow_sources: int = 15, tries: int = 3, accounts: int = 4096
+        self, sources: int = 10, slow_sources: int = 15, tries: int = 9, accounts: int = 4096
     ) -> None:
         self._windows_s = (3600, 86400)
         self._look_back_ns = np.array(self._windows_s, np.int64) * NS_PER_S
@@ -51,7 +51,7 @@ class DistributedBruteForce:
             accounts, 2 * self._limits[1] + 96, tuple(s * NS_PER_S for s in self._windows_s), tries
         )
         self._rates = Rates(accounts)
-        self._participants = Participants()
+        self._participants = Participants(tries=tries)
         windows_ns = tuple(int(s) * NS_PER_S for s in self._windows_s)
         self._tries_at_site = WindowCounter(1, tuple((ns // 12, 13) for ns in windows_ns))
         self._accounts_at_site = DistinctCounter(1, _MOST_ACCOUNTS, windows_ns)

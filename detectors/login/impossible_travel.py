@@ -16,6 +16,7 @@ from ..profiles import FAMILIAR, Place, unpacked
 from ..standing import Standing
 from ..tables import NS_PER_DAY, DistinctCounter
 from .attempts import Attempts
+from .evidence import SHARED
 
 _EARTH_KM = 6371.0  # mean radius (IUGG)
 _HOUR_NS = 3600 * NS_PER_S
@@ -84,7 +85,7 @@ class ImpossibleTravel:
         users, time_ns = attempts.user[rows], attempts.time_ns[rows]
         ones = np.ones(len(rows), np.int64)
         seen = self._strangers.update(users, strangers, time_ns, ones.astype(np.int8))[:, 0]
-        here = strangers == attempts.source[rows]
+        here, known = strangers == attempts.source[rows], attempts.logins[rows] >= _KNOWN
         followed = self._campaigns.update(
             join_keys(users, strangers),
             time_ns,
@@ -92,7 +93,7 @@ class ImpossibleTravel:
             marks(
                 attempts.line[rows],
                 attempts.batch.provenance[attempts.row[rows]],
-                attempts.proven[rows] & here & (seen <= 3),
+                attempts.proven[rows] & here & (seen <= 3) & known & (attempts.credit[rows] < SHARED),
                 ones,
             ),
             users,
@@ -185,7 +186,9 @@ class ImpossibleTravel:
             threshold=f"farther than {self._speed} km/h reach, and at least {self._least_km} km",
             baseline="neither this user nor the site is known for this network"
             if alone
-            else f"the {story['networks']}th such network of this user within a month: a VPN looks like this",
+            else f"network {story['networks']} of this kind for this user within a month: a VPN looks like this"
+            if story["networks"] > 3
+            else "this user has logged in fewer than four times: nothing is usual yet",
             techniques=("T1078",),
             lines=record.lines,
             samples=story["samples"],
