@@ -82,6 +82,13 @@ def test_a_login_from_where_the_user_usually_is_is_none(source: str) -> None:
     assert silent(guessed(enters(source=source)))
 
 
+def test_a_login_from_a_range_of_the_user_since_this_morning_is_none() -> None:
+    """It is not usual at the site yet, but it was settled for her an hour after she first came from there."""
+    there = [enters(-4 * HOUR, "198.18.5.5"), enters(-2 * HOUR, "198.18.5.5")]
+    assert silent(guessed(enters(source="198.18.99.99"), before=[*at_home(), *there]))
+    assert not silent(guessed(enters(source="198.19.99.99"), before=[*at_home(), *there]))
+
+
 def test_a_login_from_a_range_that_is_usual_at_the_site_is_none() -> None:
     colleagues = [e for n in range(6) for e in at_home(f"p{n}", f"203.0.114.{n + 1}", 3)]
     assert silent(guessed(enters(), before=[*at_home(), *colleagues]))
@@ -121,6 +128,17 @@ def test_a_login_before_the_attack_or_long_after_is_none() -> None:
 
 def test_a_login_an_hour_after_the_last_guess_is_raised() -> None:
     assert not silent(guessed(enters(2400 + 1500)))
+
+
+def test_a_burst_is_over_an_hour_after_its_last_guess() -> None:
+    assert silent(guessed(enters(2400 + 2 * HOUR)))
+
+
+def test_slow_guessing_is_over_six_hours_after_its_last_guess() -> None:
+    """Twenty strangers in fifteen hours."""
+    for hours, over in ((3, False), (7, True)):
+        entered = enters(19 * 2700 + hours * HOUR)
+        assert silent(run([*at_home(), *guesses(20, gap=2700), entered])) is over
 
 
 def test_a_login_to_another_account_is_none() -> None:
