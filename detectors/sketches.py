@@ -639,8 +639,8 @@ def recall_history(
 
     `out` columns: weight (see `History`), failures of this user from this source since its last success, time
     of its first success (0 = none), users with earlier successes from this source.
-    Pair columns from 2 on: failures, first success, last failure, last success. Source columns: settled users, fresh users,
-    the grid cell of the fresh ones.
+    Pair columns from 2 on: failures, first success, last failure, last success. Source columns: settled users,
+    fresh users, the grid cell of the fresh ones.
     """
     i: cython.Py_ssize_t
     slot: cython.Py_ssize_t

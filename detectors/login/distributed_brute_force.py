@@ -112,7 +112,8 @@ class DistributedBruteForce:
         """
         aimed = np.flatnonzero(attempts.stranger[rows] & ~attempts.popular[rows])
         site, time_ns = np.ones(len(aimed), np.uint64), attempts.time_ns[rows[aimed]]
-        tries = self._tries_at_site.update(site, time_ns, np.ones(len(aimed), np.int64))
+        once = (attempts.pending[rows[aimed]] == 0).astype(np.int64)
+        tries = self._tries_at_site.update(site, time_ns, once)
         change = np.full(len(aimed), DistinctCounter.ADD, np.int8)
         accounts = self._accounts_at_site.update(site, attempts.user[rows[aimed]], time_ns, change)[:, :2]
         others = 2 * np.maximum(tries - counts[aimed], 0) // np.maximum(accounts - 1, _FEW_ACCOUNTS)
