@@ -54,7 +54,7 @@ class Table:
     def load(self, state: dict[str, Any]) -> None:
         """Raises ValueError where the saved table had another size."""
         if state["capacity"] != self.capacity or state["rows"].shape[1:] != self.rows.shape[1:]:
-            raise ValueError("the saved table has another size; the options of this detector were changed")
+            raise ValueError("the saved table has another size: it is of another version or other options")
         self.keys[:] = 0
         self.rows[:] = 0
         self.keys[state["at"]] = state["keys"]
@@ -79,7 +79,7 @@ class Door:
     def load(self, state: dict[str, Any]) -> None:
         """Raises ValueError where the saved door had another size."""
         if state["capacity"] != len(self.keys):
-            raise ValueError("the saved door has another size; the options of this detector were changed")
+            raise ValueError("the saved door has another size: it is of another version or other options")
         self.keys, self.rows = np.zeros_like(self.keys), np.zeros_like(self.rows)
         self.keys[state["at"]] = state["keys"]
         self.rows[state["at"]] = state["rows"]

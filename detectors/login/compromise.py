@@ -33,8 +33,9 @@ class Compromise:
     less than a day has passed. Where several users log in, somebody among them attacks, and the others go on:
     accused is who has failed there `typist` times in a row while the attack is live (and that at low priority once
     the guessing goes on afterwards, of who is at home there). Elsewhere everybody is accused who had not logged in
-    from there before the attack, and is no job; when it is no longer live, only who has failed there `newcomer`
-    times. Users who first logged in from a source without credit after its attack had begun, but before it was
+    from there before the attack, is no job, and does not come at the first try by a key, as before from elsewhere;
+    when it is no longer live, only who has failed there `newcomer` times. Users who
+    first logged in from a source without credit after its attack had begun, but before it was
     convicted, are accused when it is.
 
     While many sources guess the account, or the site and this login may be one of theirs, and their last failure
@@ -76,12 +77,14 @@ class Compromise:
         """Of the successes in `rows`: how often a guesser whose success it is had failed; 0 = it is none's."""
         guessed = np.zeros(len(rows), np.int64)
         pending, first, job = attempts.pending[rows], attempts.first_success_ns[rows], attempts.job[rows]
+        # Whoever guesses passwords does not come in by the key of a user who has one, at the first try.
+        by_key = (attempts.method[rows] == PUBLICKEY) & (attempts.recalled.by_key[rows] > 0) & (pending == 0)
         for conviction in convictions:
             # A guesser's own hits make no office: it takes three users to be shared from then on.
             shared = (conviction.kept[rows] >= SHARED) | (attempts.credit[rows] > SHARED)
             home = (first > 0) & (first < conviction.start_ns[rows])
             live = conviction.live[rows]
-            own = ~home & ~job & (live | (pending >= self._newcomer))
+            own = ~home & ~job & ~by_key & (live | (pending >= self._newcomer))
             hit = (conviction.serial[rows] > 0) & np.where(shared, live & (pending >= self._typist), own)
             guessed = np.maximum(guessed, np.where(hit, conviction.attempts[rows], 0))
         return guessed
