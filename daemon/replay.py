@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,9 +121,12 @@ class Replay:
 
 
 def _sample_is_capture(path: str) -> bool:
+    """A pipe is never sampled: what is read from it once cannot be read again."""
     from .collectors.capture import is_capture
 
     try:
+        if stat.S_ISFIFO(Path(path).stat().st_mode):
+            return False
         with open(path, "rb") as stream:
             return is_capture(stream.read(4096))
     except OSError as error:

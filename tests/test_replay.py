@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +130,14 @@ def test_the_loops_find_the_same_uncompiled(data: Path) -> None:
     command = [sys.executable, "-c", UNCOMPILED, "replay", "--json", "--year", "2023", str(log)]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert [json.loads(line) for line in said.splitlines()] == replayed(log, year=2023)
+
+
+def test_a_pipe_that_has_a_name_is_read_from_its_first_line(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    line = b"Nov 23 09:00:00 gw sshd[1]: Failed password for root from 203.0.113.7 port 4 ssh2\n"
+    writer = threading.Thread(target=pipe.write_bytes, args=(line * 100,), daemon=True)
+    writer.start()
+    run = Replay(None)
+    run.read(str(pipe))
+    assert run.summary.lines == 100

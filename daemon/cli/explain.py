@@ -214,7 +214,7 @@ def as_text(found: dict[str, Any]) -> list[str]:
     subject = found["subject"]
     lines = []
     if found["type"] == "user":
-        lines.append(f"{subject}: a user; users are not blocked yet, their sources are")
+        lines.append(f"{subject}: a user; users are not blocked, their sources are")
     for entry in found["blocked"] or ():
         by = f"playbook {entry['playbook']}" if entry.get("playbook") else entry.get("by", "")
         incident = f", incident {entry['incident']}" if entry.get("incident") else ""

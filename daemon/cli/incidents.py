@@ -274,7 +274,10 @@ def explained(incident: dict[str, Any]) -> list[str]:
     if incident.get("note"):
         lines.append(f"  note: {incident['note']}")
     for finding in incident["findings"]:
-        figures = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in finding["figures"].items())
+        figures = ", ".join(
+            f"{k.replace('_', ' ')} ({v})" if isinstance(v, str) else f"{k.replace('_', ' ')} {v}"
+            for k, v in finding["figures"].items()
+        )
         lines.append(f"  {finding['kind']}: {figures}")
         if finding["threshold"]:
             lines.append(f"    raised at: {finding['threshold']}")

@@ -137,7 +137,7 @@ class DistributedBruteForce:
             "window_s": window_s,
             "logins": logins,
             "threshold": f"failures from {limit} networks in {window_s} s, few from each",
-            "baseline": f"{user} {known}; {usual if attempts.popular[at] else 'strangers do not try it elsewhere'}",
+            "baseline": f"{user} {known}; {usual if attempts.popular[at] else 'not a name that is guessed everywhere'}",
         }
 
     def _finding(self, record: Record, story: dict[str, Any], attempts: Attempts) -> Finding:
