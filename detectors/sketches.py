@@ -941,6 +941,27 @@ def _name(
     name_table[place, _LAST] = now
 
 
+@cython.cfunc
+@cython.locals(table="long long[:, ::1]", out="long long[:, ::1]")
+def _tell_trail(
+    row: cython.Py_ssize_t,
+    serial: cython.longlong,
+    before: cython.longlong,
+    table: I64,
+    slot: cython.Py_ssize_t,
+    ring: cython.Py_ssize_t,
+    out: I64,
+) -> None:
+    """What is known of a campaign whose record others have pushed out: that it goes on, and its latest events."""
+    oldest: cython.Py_ssize_t = table[slot, 3] - ring
+    if oldest < 0:
+        oldest = 0
+    out[row, 0] = serial
+    out[row, 1] = table[slot, 4 + 3 * (oldest % ring) + 2]
+    out[row, 2] = before
+    out[row, 4] = table[slot, 3]
+
+
 @cython.locals(
     home="const long long[::1]",
     wanted="const long long[::1]",
@@ -1059,6 +1080,8 @@ def follow_campaigns(
                 out[i, 2] = before
                 out[i, 4] = records[record, 5]
                 out[i, 5] = records[record, 92]
+            elif serial:
+                _tell_trail(i, serial, before, table, slot, ring, out)
             continue
         if now - before > gap_ns:
             table[slot, 2] = 0
@@ -1097,6 +1120,7 @@ def follow_campaigns(
         else:
             record = serial % records.shape[0]
             if records[record, 0] != serial:
+                _tell_trail(i, serial, before, table, slot, ring, out)
                 continue
         for step in range(first, table[slot, 3]):
             place = 4 + 3 * (step % ring)

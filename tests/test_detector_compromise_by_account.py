@@ -45,7 +45,8 @@ def test_a_login_by_password_from_a_network_never_seen_is_raised_on_that_very_ev
     assert (finding.entity_type, finding.entity, finding.users) == ("user", "ann", ("ann",))
     assert finding.sources == (NEVER_SEEN,)
     assert "while strangers guess the account" in finding.threshold
-    assert finding.severity >= 90 and finding.confidence > 0.9
+    assert finding.severity >= 90 and finding.confidence > 0.8
+    assert finding.blockable == ()  # anybody can have an account guessed while its user travels
     assert finding.figures["successes"] == 1
     assert 30 <= int(finding.figures["failures_before"]) <= 40
     assert finding.figures["failures_of_user"] == 0

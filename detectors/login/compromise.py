@@ -206,6 +206,8 @@ class Compromise:
     def _finding(self, record: Record, story: dict[str, Any]) -> Finding:
         source, user = story["entity"], story["user"]
         shared = max(story["credit"], story["credit_now"])
+        # Anybody can have an account guessed by others while its user travels.
+        bystander = story["threshold"] == _BY_ACCOUNT and not story["own_failures"]
         own = story["at_home"] and record.amounts[0] >= _WENT_ON
         return Finding(
             id=story["id"],
@@ -217,7 +219,7 @@ class Compromise:
             start_ns=record.start_ns,
             end_ns=record.end_ns,
             severity=95,
-            confidence=0.35 if own else 0.8 if story["credit"] else 0.95,
+            confidence=0.35 if own else 0.8 if story["credit"] else 0.85 if bystander else 0.95,
             sources=(source,),
             users=record.names or ((user,) if user else ()),
             targets=story["targets"],
@@ -236,7 +238,7 @@ class Compromise:
             trigger_line=record.trigger_line,
             part_of=tuple(story.get("part_of", ())),
             provenance=record.provenance,
-            blockable=(source,) if record.blockable and shared < SHARED else (),
+            blockable=(source,) if record.blockable and shared < SHARED and not bystander else (),
         )
 
     def standing(self, convicted: bool) -> list[Standing]:
