@@ -226,7 +226,7 @@ class Campaigns:
         if row is None or row[2] == 0 or now_ns - row[1] > self._gap_ns:
             return None
         record = self._records[row[2] % len(self._records)]
-        return int(record[5]) if record[0] == row[2] else None
+        return int(record[5]) if record[0] == row[2] else row[3]  # of one pushed out, what its trail saw
 
     def save(self) -> dict[str, Any]:
         used = np.flatnonzero(self._records[:, 0])
