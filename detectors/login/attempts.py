@@ -292,9 +292,8 @@ class AttemptStage:
     def load(self, state: dict[str, Any]) -> None:
         self._sessions.load(state["sessions"])
         self._history.load(state["history"])
-        if "profiles" in state:  # a state of an earlier version has neither
-            self._rhythm.load(state["rhythm"])
-            self._profiles.load(state["profiles"])
+        self._rhythm.load(state["rhythm"])
+        self._profiles.load(state["profiles"])
 
 
 def _absent(batch: AuthBatch, row: I64) -> Bool:
