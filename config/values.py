@@ -121,6 +121,12 @@ AutoOr = Annotated[
 ]
 """The word `auto`, or a value that is no text."""
 
+
+def _number(value: object) -> object:
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Number = Annotated[float, BeforeValidator(_number)]
 Network = Annotated[IPNetwork, PlainValidator(parse_network), PlainSerializer(str, return_type=str)]
 PortRange = Annotated[int | str, PlainValidator(_port)]
 Duration = Annotated[int, BeforeValidator(parse_duration), PlainSerializer(duration_text, return_type=str)]

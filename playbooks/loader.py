@@ -7,7 +7,9 @@ from pathlib import Path
 
 from ..config.document import read_document, validated
 from ..daemon.errors import ConfigError
-from .schema import BlockSource, Playbook
+from .actions.block_source import BlockSource
+from .actions.block_user import BlockUser
+from .schema import Playbook
 
 SHIPPED = Path(__file__).parent
 MOST_PLAYBOOKS = 1000
@@ -20,7 +22,7 @@ def load_playbook(path: Path | str) -> Playbook:
     wrong = [
         document.error(("then", i, "longest"), "must not be shorter than ttl")
         for i, step in enumerate(playbook.then)
-        if isinstance(step, BlockSource) and step.longest < step.ttl
+        if isinstance(step, BlockSource | BlockUser) and step.longest < step.ttl
     ]
     if wrong:
         raise ConfigError("\n".join(wrong))

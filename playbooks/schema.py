@@ -5,26 +5,23 @@ A playbook only asks. The enforcer's rails limit what is done, whatever stands i
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from ..config.schema import Options
-from ..config.values import Duration, Name
+from ..config.values import Duration, Name, Number
 from ..detectors.finding import Kind
+from .actions.block_source import BlockSource, Prefix
+from .actions.kill_switch import KillSwitch
+from .actions.registry import AnyStep
+from .actions.restrict_endpoint import RestrictEndpoint
+
+__all__ = ["PRIORITIES", "BlockSource", "Limits", "Playbook", "Prefix", "Priority", "When"]
 
 Priority = Literal["critical", "high", "medium", "low", "info"]
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 """From the highest to the lowest."""
-
-Approval = Literal["none", "one", "two"]
-
-
-def _number(value: object) -> object:
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-Number = Annotated[float, BeforeValidator(_number)]
 
 
 class When(Options):
@@ -43,50 +40,6 @@ class When(Options):
     )
 
 
-class Prefix(Options):
-    """How much around a source is blocked."""
-
-    ipv4: Literal[32, 24] = Field(
-        default=32, description="Prefix length of a blocked IPv4 network: 32 or 24."
-    )
-    ipv6: Literal[128, 64, 48] = Field(
-        default=64, description="Prefix length of a blocked IPv6 network: 128, 64 or 48."
-    )
-
-
-class BlockSource(Options):
-    """Drop everything that comes from the incident's sources, and cut their connections."""
-
-    action: Literal["block_source"] = Field(description="`block_source`.")
-    ttl: Duration = Field(default=3600, description="How long: 30s, 10m, 1h, 7d.")
-    grow: Number = Field(
-        default=2.0,
-        ge=1,
-        le=100,
-        description="Each earlier block of the same source multiplies `ttl` by this.",
-    )
-    longest: Duration = Field(default=86_400, description="What `grow` never exceeds.")
-    prefix: Prefix = Field(default=Prefix(), description="How much around a source is blocked.")
-    approval: Approval = Field(default="none", description="How many people must agree first.")
-
-
-class Notify(Options):
-    """Tell, and do nothing else: the incident goes to every sink, as every incident does."""
-
-    action: Literal["notify"] = Field(description="`notify`.")
-
-
-class KillSwitch(Options):
-    """Ask people to drop every inbound connection to a model endpoint. It is never done without them."""
-
-    action: Literal["kill_switch"] = Field(description="`kill_switch`.")
-    endpoint: Name = Field(default="all", description="The endpoint's name in the rails file, or all.")
-    approval: Literal["one", "two"] = Field(default="one", description="How many people must agree.")
-
-
-Step = Annotated[BlockSource | Notify | KillSwitch, Field(discriminator="action")]
-
-
 class Limits(Options):
     """How much a playbook may do."""
 
@@ -102,7 +55,7 @@ class Playbook(Options):
     description: str = Field(default="", max_length=1000, description="What it is for, for people.")
     enabled: bool = Field(default=True, description="false = this playbook does nothing.")
     when: When = Field(default=When(), description="Which incidents it is for.")
-    then: list[Step] = Field(min_length=1, max_length=16, description="What is done, in this order.")
+    then: list[AnyStep] = Field(min_length=1, max_length=16, description="What is done, in this order.")
     limits: Limits = Field(default=Limits(), description="How much it may do.")
     cooldown: Duration = Field(
         default=300,
@@ -111,7 +64,8 @@ class Playbook(Options):
 
     def endpoints(self) -> set[str]:
         """Every endpoint that it names."""
-        return {*self.when.endpoints, *(step.endpoint for step in self.then if isinstance(step, KillSwitch))}
+        touched = (s.endpoint for s in self.then if isinstance(s, KillSwitch | RestrictEndpoint))
+        return {*self.when.endpoints, *touched}
 
     def file_form(self) -> dict[str, Any]:
         """As it would stand in a file."""

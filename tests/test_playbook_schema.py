@@ -86,8 +86,8 @@ def test_what_a_playbook_says_can_be_written_and_read_again(write) -> None:
             "3: then.0.prefix.ipv4: must be one of",
         ),
         (
-            "name: mine\nthen:\n  - {action: kill_switch, approval: none}\n",
-            "3: then.0.approval: must be one of one, two",
+            "name: mine\nthen:\n  - {action: kill_switch, approval: three}\n",
+            "3: then.0.approval: must be one of none, one, two",
         ),
         ("name: mine\nthen:\n  - {action: notify, ttl: 1h}\n", "3: then.0.ttl: unknown key"),
         (MINIMAL + "when: {kinds: [brute_forc]}\n", "3: when.kinds.0: 'brute_forc' is unknown; did you mean"),

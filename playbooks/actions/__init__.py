@@ -1,0 +1,1 @@
+"""The actions of playbooks, a file each."""
