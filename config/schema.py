@@ -19,6 +19,7 @@ from .values import (
     IPNetwork,
     Name,
     Network,
+    Number,
     PortRange,
     RelativePath,
     Timezone,
@@ -199,6 +200,26 @@ class Playbooks(Options):
     )
 
 
+class Breaker(Options):
+    """When automatic blocks stop, and a person is asked: they would hit too many who lately succeeded."""
+
+    share: Number = Field(
+        default=0.2,
+        gt=0,
+        le=1,
+        description="Of the clients (and of the users) that succeeded within a day, the most that blocks may hit.",
+    )
+    spared: int = Field(
+        default=1, ge=0, le=10_000, description="So many may be hit whatever their share, on a small site."
+    )
+
+
+class Response(Options):
+    """What all playbooks share."""
+
+    breaker: Breaker = Field(default=Breaker(), description="The circuit breaker.")
+
+
 class JsonlSink(Options):
     """Alerts as JSON, one object a line, appended to a file."""
 
@@ -295,6 +316,7 @@ class Config(Options):
         "defaults.",
     )
     playbooks: Playbooks = Field(default=Playbooks(), description="The responses.")
+    response: Response = Field(default=Response(), description="What all playbooks share.")
     sinks: dict[Name, JsonlSink] = Field(
         {"alerts": JsonlSink()}, description="Where alerts go, by a name of your choice."
     )

@@ -20,26 +20,32 @@ from typing import Any
 
 from ..config.values import duration_text
 from ..detectors.finding import Finding
+from ..playbooks.breaker import Breaker
 from ..playbooks.engine import Engine
 from . import recovery
 from .assembly import build_correlator, build_detection, build_geography, parser_options, provenance_of
 from .benign import LONGEST_S, Benign, BenignList
+from .books import Books
 from .collectors.shared import PacketSource
 from .control import serve_commands
+from .denied import DenyList
 from .detection import Detection
 from .enforcer.client import socket_path
 from .errors import GatewatchError, StoreError
 from .events import NS_PER_S, rfc3339
+from .evidence import Evidence
 from .feeds import Feed, JournalFeed, LogFeed, Reading
 from .incidents import MOST_OPEN, Change, Incident, action_document
 from .link import EnforcerLink
 from .masking import Mask
 from .news import News
 from .parts import Parts
-from .response import Responder
+from .response import Carriers, Responder
 from .sinks.outbox import OutboxServer
 from .standing import standing_of
 from .store import Store
+from .successes import Successes
+from .tripping import tripped
 
 PACKETS_A_TURN = 16_384
 DIRTY_S = 1.0
@@ -69,22 +75,30 @@ class Analyser:
         self._correlator.mask = Mask(self._hash_key, lambda name: self._detection.knows_user(name))
         self._correlator.benign = self._benign = BenignList(recovery.exceptions(self.store, parts.say))
         self._engine = Engine(parts.playbooks)
+        self._successes = Successes()
+        self._denied = DenyList(parts.state / "run" / "denied")
         self._responder = Responder(
             self._engine,
             self.store,
-            EnforcerLink(socket_path(parts.state)) if parts.enforces else None,
+            Carriers(
+                enforcer=EnforcerLink(socket_path(parts.state)) if parts.enforces else None,
+                evidence=Evidence(parts.state / "analyser" / "evidence"),
+                hooks=frozenset(parts.config.hooks),
+            ),
             mode="enforce" if parts.mode == "enforce" else "observe",
             max_action_age_s=parts.config.detection.max_action_age_s,
             corroborated=self._corroborated,
             say=parts.say,
+            breaker=self._breaker,
         )
-        self._outbox = OutboxServer(self.store, parts.shipper_uid)
+        self._outbox = OutboxServer(self.store, parts.shipper_uid, delivered=self._delivered)
         self._news = News(
             socket_path(parts.state),
             self.store,
             committed=self._publish,
             complain=self._complain,
             say=parts.say,
+            heard=self._heard,
         )
         self._packets: PacketSource | None = None
         self._dirty: dict[str, Incident] = {}
@@ -174,6 +188,7 @@ class Analyser:
             return None
 
     def _judge(self, name: str, reading: Reading) -> list[Finding]:
+        self._successes.note(reading.events)
         return self._guarded(partial(self._detection.auth, reading.events, reading.receive_ns), name)
 
     async def _follow(self, feed: Feed) -> None:
@@ -229,7 +244,49 @@ class Analyser:
             self._packets.close()
             self._packets = None
 
-    def _corroborated(self, source: str) -> bool:
+    def _breaker(self, books: Books) -> Breaker:
+        """Who succeeded lately, and what is blocked: by the list that the enforcer publishes, and by the books."""
+        options, now_ns = self.parts.config.response.breaker, time.time_ns()
+        self._denied.refresh()
+        return Breaker(
+            clients=self._successes.clients(now_ns),
+            users=self._successes.users(now_ns),
+            denied_client=lambda client: books.covers(client) or self._denied.denied_address(client),
+            denied_user=lambda user: books.covers_user(user) or _denies_user(self._denied, user),
+            share=options.share,
+            spared=options.spared,
+        )
+
+    def _heard(self, entry: Mapping[str, Any]) -> None:
+        """What became of requests to which people had to agree. Inside the transaction that notes the place."""
+        for action in self._responder.heard(entry):
+            self._tell_action(action)
+
+    def _delivered(self, sink: str, key: str, problem: str | None) -> None:
+        """A hook took what it was sent, or never will."""
+        try:
+            with self.store.transaction():
+                for action in self._responder.delivered(key, problem):
+                    self._tell_action(action)
+        except StoreError as error:
+            self._complain(error)
+        self._publish()
+
+    def _tell_trips(self) -> None:
+        """The circuit breaker stopped something: that is an incident of its own."""
+        trips, self._responder.trips = self._responder.trips, []
+        if trips:
+            self._settle([tripped(trips, time.time_ns())])
+
+    def _release_hooks(self) -> None:
+        with self.store.transaction():
+            ended = self._responder.release_ended()
+            for action in ended:
+                self._tell_action(action)
+        if ended:
+            self._publish()
+
+    def _corroborated(self, source: str, incident: Mapping[str, Any] | None = None) -> bool:
         return not self.parts.watches_packets or self._detection.corroborated(source, time.time_ns())
 
     def _settle(
@@ -399,6 +456,8 @@ class Analyser:
                 self._tell_what_rests()
                 self._try_waiting()
                 self._responder.retry_failed()
+                self._tell_trips()
+                self._release_hooks()
             except StoreError as error:
                 self._complain(error)
                 continue
@@ -434,6 +493,7 @@ class Analyser:
         state = {
             "detection": self._detection.save(),
             "feeds": {name: feed.save() for name, feed in self.feeds.items()},
+            "successes": self._successes.save(),
         }
         checkpoints = {name: at for name, feed in self.feeds.items() if (at := feed.checkpoint()) is not None}
         with self.store.transaction():
@@ -463,7 +523,7 @@ class Analyser:
         }
 
     def _command(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Answers the command line: `acknowledge`, `close`, `remove_exception`, `health`, `standing`."""
+        """Answers the command line: `acknowledge`, `close`, `remove_exception`, `health`, `standing`, `undo`."""
         match request.get("do"):
             case "standing":
                 return self._standing(request)
@@ -471,6 +531,8 @@ class Analyser:
                 return {"ok": True, **self.health()}
             case "acknowledge" | "close" as what:
                 return self._set_status(request, "acknowledged" if what == "acknowledge" else "closed")
+            case "undo":
+                return {"ok": True, "said": self._responder.undo(str(request.get("action", "")))}
             case "remove_exception":
                 return self._remove_exception(request)
             case other:
@@ -545,6 +607,13 @@ class Analyser:
         except (ValueError, sqlite3.Error) as error:
             return {"ok": False, "error": str(error)}
         return {"ok": True, "standing": [s._asdict() for s in found]}
+
+
+def _denies_user(denied: DenyList, user: str) -> bool:
+    kind, colon, name = user.partition(":")
+    if colon and kind == "key":
+        return denied.denied_user("key", name)
+    return any(denied.denied_user(kind, user) for kind in ("account", "subject", "certificate"))
 
 
 def _who(request: Mapping[str, Any]) -> str:

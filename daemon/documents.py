@@ -51,14 +51,17 @@ def finding_document(finding: Finding, mask: Mask = BLIND) -> dict[str, Any]:
 
 
 def action_document(action: Mapping[str, Any]) -> dict[str, Any]:
-    """An action as users and sinks see it; times in RFC 3339."""
-    made = {k: v for k, v in action.items() if k not in ("time_ns", "reason")}
-    until = (
-        {"until": rfc3339(action["time_ns"] + action["ttl_s"] * NS_PER_S)}
-        if action["ttl_s"] and action["state"] == "done"
-        else {}
-    )
-    return made | {"time": rfc3339(action["time_ns"])} | until
+    """An action as users and sinks see it; times in RFC 3339.
+
+    `until`: when it ends or would have ended. `hits`: who lately succeeded and is hit by it; `approval`: the request
+    that waits for a person; `where`, `hooks`: see docs/playbooks.md.
+    """
+    detail = action.get("detail") or {}
+    made = {k: v for k, v in action.items() if k not in ("time_ns", "reason", "detail")}
+    if action["ttl_s"] and action["state"] in ("done", "would"):
+        made["until"] = rfc3339(action["time_ns"] + action["ttl_s"] * NS_PER_S)
+    made |= {k: detail[k] for k in ("hits", "approval", "where", "hooks") if detail.get(k)}
+    return made | {"time": rfc3339(action["time_ns"])}
 
 
 def graded(finding: Finding) -> int:

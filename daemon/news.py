@@ -14,7 +14,7 @@ import json
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
@@ -88,6 +88,7 @@ class News:
     committed : called when documents were committed to the store's outbox.
     complain : is given what kept documents from being saved; they are tried again.
     say : one line for a person.
+    heard : is given each entry inside the transaction that notes the place after it.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class News:
         committed: Callable[[], None],
         complain: Callable[[StoreError], None],
         say: Callable[[str], None],
+        heard: Callable[[Mapping[str, Any]], None] = lambda entry: None,
     ) -> None:
         self.path = str(path)
         self.problem = ""
@@ -107,6 +109,7 @@ class News:
         self._committed = committed
         self._complain = complain
         self._say = say
+        self._heard = heard
         self._told: deque[float] = deque()
         self._due: asyncio.TimerHandle | None = None
         found = Place.from_note(store.get(NOTE))
@@ -221,6 +224,7 @@ class News:
     def _take(self, messages: list[bytes]) -> None:
         """Entries to documents. What stands before a message that is none is kept. Raises EnforcerError, StoreError."""
         documents: list[dict[str, Any]] = []
+        entries: list[Mapping[str, Any]] = []
         place, told, now_ns = self._place, self._told.copy(), time.time_ns()
         wrong: EnforcerError | None = None
         for data in filter(None, messages):
@@ -240,14 +244,23 @@ class News:
             else:
                 documents.append(made)
             place = Place(entry.sequence, entry.head, counted)
+            entries.append(entry.fields)
         if place != self._place:
-            self._commit(documents, place, now_ns)
+            self._commit(documents, place, now_ns, entries)
             self._told = told
         if wrong is not None:
             raise wrong
 
-    def _commit(self, documents: list[dict[str, Any]], place: Place, now_ns: int) -> None:
+    def _commit(
+        self,
+        documents: list[dict[str, Any]],
+        place: Place,
+        now_ns: int,
+        entries: Iterable[Mapping[str, Any]] = (),
+    ) -> None:
         with self._store.transaction():
+            for entry in entries:
+                self._heard(entry)
             for made in documents:
                 self._store.add_to_outbox(made["id"], made, now_ns)
             self._store.note(NOTE, asdict(place))

@@ -1,34 +1,63 @@
-"""Carries out what playbooks decide: keeps the books of every action, and asks the enforcer.
+"""Carries out what playbooks decide: keeps the books of every action, and asks whoever carries it out.
 
 Decisions are recorded in the transaction that holds the incident, and the enforcer is asked at once: a block waits
 neither for the commit nor for the disk. Should the commit fail, the same lines give the same request again, which
-changes nothing. What could not be done yet (no corroboration, no enforcer) is tried again.
+changes nothing. What could not be done yet (no corroboration, no enforcer) is tried again. What needs people is filed
+with the enforcer, whose journal then says what became of it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from ..detectors.finding import finding_id
-from ..playbooks.engine import Decision, DecisionContext, Engine, time_ns
+from ..playbooks.actions.registry import ACTIONS
+from ..playbooks.breaker import Breaker
+from ..playbooks.decisions import PEOPLE, Decision, DecisionContext, time_ns
+from ..playbooks.engine import Engine
+from .books import Books, end_ns
 from .cli.output import printable
-from .errors import EnforcerError, RefusedError, StoreError
-from .events import NS_PER_S
+from .errors import EnforcerError, GatewatchError, RefusedError, StoreError
+from .events import NS_PER_S, rfc3339
+from .evidence import Evidence
 from .link import Answer, EnforcerLink
 from .store import Store
+from .telling import mail_text
 
 MOST_WAITING = 1000
 """How many incidents wait for corroboration or for the enforcer; the oldest is given up, and said so."""
 STATES = {"act": "pending", "would": "would", "wait": "waiting", "skip": "skipped"}
-OVER = ("done", "refused", "pending")
+OVER = ("done", "refused", "pending", "undone")
 """States after which the same action is not asked for again."""
-PASSING_RAILS = ("most_new_per_minute", "most_blocks")
+PASSING_RAILS = ("most_new_per_minute", "most_blocks", "most_users", "most_waiting")
 """Limits of the enforcer that a later request may find lifted."""
+MOST_INPUT = 60_000
+"""Characters that a command gets on its standard input."""
+TAKEN_BACK = ("unblock", "unblock_user", "lift")
+
+
+class Commands(Protocol):
+    """The helper that runs the commands of the rails file."""
+
+    def ask(self, message: Mapping[str, Any]) -> asyncio.Future[dict[str, Any]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Carriers:
+    """Who carries actions out; None where there is none, and the action then says so."""
+
+    enforcer: EnforcerLink | None = None
+    commands: Commands | None = None
+    evidence: Evidence | None = None
+    hooks: frozenset[str] = frozenset()
+    geography: Callable[[str], list[str] | None] = lambda source: None
 
 
 class Responder:
@@ -36,36 +65,44 @@ class Responder:
 
     Parameters
     ----------
-    link : to the enforcer; None where nothing can be enforced (no privilege, or observe mode).
-    corroborated : whether a source proved, in front of the packet collector, that it is real.
+    carriers : who carries actions out. In observe mode the enforcer is not asked.
+    corroborated : whether a source proved, in front of the packet collector, that what the incident says of it is real.
     say : one line for a person about what was done.
+    breaker : who succeeded lately, for one decision; None = nobody is known.
     """
 
     def __init__(
         self,
         engine: Engine,
         store: Store,
-        link: EnforcerLink | None,
+        carriers: Carriers,
         *,
         mode: Literal["observe", "enforce"],
         max_action_age_s: int,
-        corroborated: Callable[[str], bool],
+        corroborated: Callable[[str, Mapping[str, Any]], bool],
         say: Callable[[str], None],
         clock: Callable[[], int] = time.time_ns,
+        breaker: Callable[[Books], Breaker | None] = lambda books: None,
     ) -> None:
         self._engine = engine
         self._store = store
-        self._link = link
+        self._carriers = carriers
         self._mode = mode
         self._max_action_age_s = max_action_age_s
         self._corroborated = corroborated
         self._say = say
         self._clock = clock
+        self._breaker = breaker
+        self.books = Books(store, mode, clock)
         self._finished: Callable[[dict[str, Any]], None] | None = None
         self._early: list[dict[str, Any]] = []  # what was submitted before `run`
         self._waiting: dict[str, tuple[dict[str, Any], list[str]]] = {}  # and whom it waits for
         self._failed: dict[str, dict[str, Any]] = {}
         self._doubted: list[dict[str, Any]] = []
+        self._filed: dict[str, str] = {}  # the enforcer's request -> the action that waits for people
+        self._hooked: dict[str, int] = {}  # actions that hooks were told of -> when they end
+        self.trips: list[tuple[dict[str, Any], Decision]] = []
+        """What the circuit breaker stopped and nobody has been told of yet."""
 
     @property
     def waiting(self) -> list[dict[str, Any]]:
@@ -78,7 +115,8 @@ class Responder:
         return [
             incident
             for incident, sources in self._waiting.values()
-            if (time_ns(incident["end"]) or 0) < limit_ns or any(self._corroborated(s) for s in sources)
+            if (time_ns(incident["end"]) or 0) < limit_ns
+            or any(self._corroborated(s, incident) for s in sources)
         ]
 
     def forget(self, incident: str) -> None:
@@ -89,32 +127,37 @@ class Responder:
     def decide(self, incident: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Records what the playbooks decide about an incident; returns the new or changed actions.
 
-        Call it inside the transaction that saves the incident, and `submit` what it returned once that is
-        committed.
+        Call it inside the transaction that saves the incident, and `submit` what it returned.
         """
         context = DecisionContext(
             now_ns=self._clock(),
             mode=self._mode,
             max_action_age_s=self._max_action_age_s,
-            earlier_blocks=self._served,
+            earlier_blocks=self.books.served,
+            earlier_inside=self.books.inside,
             blocked=self._blocked,
-            corroborated=self._corroborated,
-            last_action=self._last_action,
+            corroborated=lambda source: self._corroborated(source, incident),
+            last_action=self.books.last_action,
             acted_since=self._store.acted_since,
+            asn_networks=self._carriers.geography,
+            breaker=self._breaker(self.books),
         )
         changed = []
         waits = False
         for decision in self._decisions(incident, context):
-            if decision.action == "notify":
+            if decision.action == "notify" and decision.target == "sinks":
                 continue
             action = self._action(incident, decision, context.now_ns)
             waits |= action["state"] == "waiting" and decision.approval == "none"
             known = self._store.action_state(action["id"])
-            if known in OVER or known == action["state"] == "would":
+            if known in OVER or known == action["state"] == "would" or action["id"] in self._filed.values():
                 continue
             if action["state"] == "skipped" and known not in (None, "waiting"):
                 continue
+            if decision.tripped:
+                self.trips.append((dict(incident), decision))
             if self._store.save_action(action):
+                self.books.note(action)
                 changed.append(action)
         self._remember(dict(incident), waits)
         return changed
@@ -132,9 +175,9 @@ class Responder:
             return []
 
     def submit(self, actions: list[dict[str, Any]]) -> None:
-        """Asks the enforcer for what is pending: the requests leave before this returns."""
+        """Asks for what is pending, and files what people must agree to: the requests leave before this returns."""
         for action in actions:
-            if action["state"] == "pending":
+            if action["state"] == "pending" or _to_be_filed(action):
                 self._begin(action)
         for block in self._doubted:
             self._begin(block)
@@ -150,27 +193,94 @@ class Responder:
             await asyncio.Event().wait()
         finally:
             self._finished = None
-            if self._link is not None:
-                self._link.close()
+            if self._carriers.enforcer is not None:
+                self._carriers.enforcer.close()
 
-    def _begin(self, action: dict[str, Any]) -> None:
+    def _begin(self, action: dict[str, Any], undo: bool = False) -> None:
+        """Asks the carrier of an action to do it, or to take it back."""
         if self._finished is None:
             self._early.append(action)
-        elif self._link is None:
-            # Not now: this may be inside the transaction that records the decision.
-            asyncio.get_running_loop().call_soon(self._end, action, "failed", "no enforcer: it needs root")
-        else:
-            self._link.ask(_request(action)).add_done_callback(partial(self._answered, action))
+            return
+        step = ACTIONS[action["action"]]
+        request = step.undo(action) if undo else step.request(action)
+        if action["state"] == "done" and not undo:
+            request = step.check(action) or {}
+        if isinstance(request, str):
+            self._soon(action, action["state"], request)
+            return
+        match step.carried_by(action):
+            case "enforcer":
+                self._ask_enforcer(action, request, undo)
+            case "command":
+                self._ask_command(action, request, undo)
+            case "hook":
+                self._tell_hook(action, str(action["target"]).partition(":")[2], "notify")
+            case "evidence":
+                work = asyncio.get_running_loop().run_in_executor(None, self._evidence, dict(request))
+                work.add_done_callback(partial(self._answered, action, undo))
+            case "sinks":
+                self._soon(action, "done", "every sink is told")
 
-    def _answered(self, action: dict[str, Any], answer: Answer) -> None:
+    def _soon(self, action: dict[str, Any], state: str, why: str) -> None:
+        # Not now: this may be inside the transaction that records the decision.
+        asyncio.get_running_loop().call_soon(self._end, action, state, why)
+
+    def _ask_enforcer(self, action: dict[str, Any], request: dict[str, Any], undo: bool) -> None:
+        if self._carriers.enforcer is None:
+            self._soon(action, "failed", "no enforcer: it needs root")
+        else:
+            answer = self._carriers.enforcer.ask(request)
+            answer.add_done_callback(partial(self._answered, action, undo))
+
+    def _ask_command(self, action: dict[str, Any], request: dict[str, Any], undo: bool) -> None:
+        if self._carriers.commands is None:
+            self._soon(action, "refused", "no command can be run: the rails file names none")
+            return
+        incident = next(iter(self._store.incidents(incident=action["incident"], limit=1)), {})
+        answer = self._carriers.commands.ask(request | _for_command(action, incident))
+        answer.add_done_callback(partial(self._answered, action, undo))
+
+    def _evidence(self, request: dict[str, Any]) -> dict[str, Any]:
+        """In a thread of its own: it writes files."""
+        if self._carriers.evidence is None:
+            raise GatewatchError("there is no folder for evidence")
+        if "drop" in request:
+            self._carriers.evidence.drop(str(request["drop"]))
+            return {"folder": "", "files": 0}
+        found = self._store.incidents(incident=str(request["keep"]), limit=1)
+        if not found:
+            raise GatewatchError("the incident is not in the store yet")
+        return self._carriers.evidence.keep(found[0])
+
+    def _answered(self, action: dict[str, Any], undo: bool, answer: Answer) -> None:
         try:
-            self._end(action, *_outcome(action, answer.result()))
+            said = answer.result()
         except RefusedError as error:
-            self._end(action, "failed" if error.rail in PASSING_RAILS else "refused", str(error))
-        except EnforcerError as error:
+            if undo:
+                self._say(f"{action['action']} {action['target']}: not taken back, {error}")
+            else:
+                self._end(action, "failed" if error.rail in PASSING_RAILS else "refused", str(error))
+        except GatewatchError as error:
             # Whether a block still stands is not known then: it is taken to.
-            known = (action["state"], action["why"]) if action["state"] == "done" else ("failed", str(error))
-            self._end(action, *known)
+            known = action["state"] == "done" and isinstance(error, EnforcerError)
+            self._end(action, *((action["state"], action["why"]) if known else ("failed", str(error))))
+        except asyncio.CancelledError:
+            pass
+        else:
+            self._end(action, *self._outcome(action, undo, said))
+
+    def _outcome(self, action: dict[str, Any], undo: bool, answer: Mapping[str, Any]) -> tuple[str, str]:
+        """State and why."""
+        if undo:
+            return "undone", "taken back"
+        if action["state"] == "done":
+            return ("done", action["why"]) if answer["blocked"] else ("lifted", "ended before its time")
+        if "pending" in answer:
+            name = str(answer["pending"])
+            action["detail"] = {**(action.get("detail") or {}), "approval": name}
+            self._filed[name] = action["id"]
+            return "waiting", _asks(action, name)
+        return "done", ACTIONS[action["action"]].outcome(action, answer)
 
     def _end(self, action: dict[str, Any], state: str, why: str) -> None:
         new = (state, why) != (action["state"], action["why"])
@@ -179,9 +289,152 @@ class Responder:
             action["time_ns"] = self._clock()
         elif state == "failed" and len(self._failed) < MOST_WAITING:
             self._failed[action["id"]] = action  # with the time of the decision, by which it grows too old
+        if state == "done" and new:
+            self._tell_hooks(action)
+        elif state in ("lifted", "undone"):
+            self._release_hooks(action)
+        self.books.note(action)
         if new and self._finished is not None:
             self._finished(action)
             self._say(f"{action['action']} {action['target']}: {state}, {why}")
+
+    def heard(self, entry: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What the enforcer's journal says of an action that waits for people, or of one that somebody took back.
+
+        Returns the actions that changed. Call it inside the transaction that notes how far the journal was read.
+        """
+        do = str(entry.get("do"))
+        asked = entry.get("asked")
+        name = str(entry.get("approval") or entry.get("id") or (asked or {}).get("approval") or "")
+        action = self._store.action(self._filed[name]) if name in self._filed else None
+        by = f"by {entry.get('by', 'somebody')}"
+        if action is not None:
+            match do:
+                case "deny":
+                    return self._settled(name, action, "refused", f"denied {by}")
+                case "expired":
+                    return self._settled(name, action, "refused", "nobody agreed in time")
+                case "refused":
+                    return self._settled(name, action, "refused", f"granted, but {entry.get('why')}")
+                case "block" | "block_user" | "cut" | "kill" | "restrict":
+                    return self._settled(name, action, "done", f"granted: {by}")
+        if do in TAKEN_BACK and entry.get("by") != "analyser":
+            return self._lifted(entry, by)
+        return []
+
+    def _settled(self, name: str, action: dict[str, Any], state: str, why: str) -> list[dict[str, Any]]:
+        del self._filed[name]
+        action |= {"state": state, "why": why, "time_ns": self._clock()}
+        return self._changed(action)
+
+    def _lifted(self, entry: Mapping[str, Any], by: str) -> list[dict[str, Any]]:
+        if entry["do"] == "unblock_user":
+            targets = [f"{entry.get('kind', 'any')}:{entry.get('user')}"]
+        else:
+            targets = [str(entry["address"])] if "address" in entry else list(map(str, entry["endpoints"]))
+        changed = []
+        for target in targets:
+            for action in self._store.actions(target=target):
+                if action["state"] == "done" and end_ns(action) > self._clock():
+                    changed += self._changed(action | {"state": "lifted", "why": f"ended {by}"})
+        return changed
+
+    def _changed(self, action: dict[str, Any]) -> list[dict[str, Any]]:
+        self._store.save_action(action)
+        self.books.note(action)
+        if action["state"] == "done":
+            self._tell_hooks(action)
+        elif action["state"] == "lifted":
+            self._release_hooks(action)
+        return [action]
+
+    def undo(self, action: str) -> str:
+        """Takes back one action by its id; what happens, in words. Raises GatewatchError."""
+        found = self._store.action(action)
+        if found is None:
+            raise GatewatchError(f"there is no action {action}", remedy="`gatewatch actions list` shows them")
+        if found["state"] != "done":
+            raise GatewatchError(f"{action} is {found['state']}: there is nothing to take back")
+        way = ACTIONS[found["action"]].undo(found)
+        if isinstance(way, str):
+            raise GatewatchError(f"{found['action']} cannot be taken back here: {way}")
+        if self._finished is None:
+            raise GatewatchError("Gatewatch is starting", remedy="ask again in a moment")
+        self._begin(found, undo=True)
+        return f"{found['action']} {found['target']} is taken back"
+
+    # Hooks: rows of the outbox for one recipient.
+
+    def _tell_hooks(self, action: dict[str, Any]) -> None:
+        hooks = dict((action.get("detail") or {}).get("hooks") or {})
+        for hook, state in hooks.items():
+            if not state:
+                hooks[hook] = "told" if self._to_hook(action, hook, "block_user") else "there is no such hook"
+        if hooks:
+            action["detail"] = {**action["detail"], "hooks": hooks}
+            self._hooked[action["id"]] = end_ns(action)
+
+    def _release_hooks(self, action: dict[str, Any]) -> None:
+        self._hooked.pop(action["id"], None)
+        hooks = dict((action.get("detail") or {}).get("hooks") or {})
+        for hook, state in hooks.items():
+            if state in ("told", "delivered") and self._to_hook(action, hook, "unblock_user"):
+                hooks[hook] = "released"
+        if hooks:
+            action["detail"] = {**action["detail"], "hooks": hooks}
+
+    def release_ended(self) -> list[dict[str, Any]]:
+        """Tells the hooks of blocks whose time is over; returns the actions that changed."""
+        now_ns = self._clock()
+        changed = []
+        for name in [n for n, ends_ns in self._hooked.items() if ends_ns <= now_ns]:
+            del self._hooked[name]
+            action = self._store.action(name)
+            if action is not None and action["state"] == "done":
+                self._release_hooks(action)
+                self._store.save_action(action)
+                changed.append(action)
+        return changed
+
+    def _tell_hook(self, action: dict[str, Any], hook: str, do: str) -> None:
+        if not self._to_hook(action, hook, do):
+            self._soon(action, "refused", f"the configuration names no hook {hook}")
+
+    def _to_hook(self, action: Mapping[str, Any], hook: str, do: str) -> bool:
+        if hook not in self._carriers.hooks:
+            return False
+        now_ns = self._clock()
+        incident = next(iter(self._store.incidents(incident=action["incident"], limit=1)), {})
+        document: dict[str, Any] = {
+            "event": "hook",
+            "hook": hook,
+            "do": do,
+            "id": action["id"],
+            "reason": action["reason"],
+            "incident": incident,
+            "time": rfc3339(now_ns),
+        }
+        if action["action"] == "block_user":
+            document |= {"user": action["target"], "ttl_s": action["ttl_s"], "until": rfc3339(end_ns(action))}
+        self._store.add_to_outbox(f"{action['id']}:{hook}:{do}", document, now_ns, recipient=hook)
+        return True
+
+    def delivered(self, key: str, problem: str | None) -> list[dict[str, Any]]:
+        """A hook took a row of the outbox, or never will (`problem`); returns the action that changed."""
+        name, _, rest = key.partition(":")
+        hook, _, do = rest.rpartition(":")
+        action = self._store.action(name)
+        if action is None:
+            return []
+        said = "delivered" if problem is None else f"failed: {problem}"
+        if do == "notify":
+            action |= {"state": "failed" if problem else "done", "why": said}
+        elif do == "block_user" or problem:
+            hooks = {**(action["detail"].get("hooks") or {}), hook: said}
+            action["detail"] = {**action["detail"], "hooks": hooks}
+        self._store.save_action(action)
+        self._say(f"{action['action']} {action['target']}: hook {hook}, {do}: {said}")
+        return [action]
 
     def retry_failed(self) -> None:
         """Asks again for what failed (the enforcer was away), as long as it is not too old."""
@@ -196,14 +449,28 @@ class Responder:
         for action in (*self._store.actions_in("pending"), *self._store.actions_in("failed")):
             if action["time_ns"] >= since_ns:
                 self._begin(action)
-        waiting = {a["incident"] for a in self._store.actions_in("waiting")}
-        for name in sorted(waiting)[:MOST_WAITING]:
+        waiting = self._store.actions_in("waiting")
+        self._filed = {a["detail"]["approval"]: a["id"] for a in waiting if a["detail"].get("approval")}
+        for action in self._store.actions_in("done"):
+            hooks = action["detail"].get("hooks") or {}
+            if any(state in ("told", "delivered") for state in hooks.values()):
+                self._hooked[action["id"]] = end_ns(action)
+        for name in sorted({a["incident"] for a in waiting if not a["detail"].get("approval")})[
+            :MOST_WAITING
+        ]:
             for incident in self._store.incidents(incident=name, limit=1):
                 self._remember(incident, True)
 
     def _action(self, incident: Mapping[str, Any], decision: Decision, now_ns: int) -> dict[str, Any]:
         # Counts those that an operator ended, too: each block is an action of its own in the books.
-        earlier = self._store.times_blocked(decision.target) if decision.action == "block_source" else 0
+        blocks = decision.action in ("block_source", "block_user")
+        earlier = self._store.times_blocked(decision.target) if blocks else 0
+        detail = dict(decision.detail)
+        if decision.hits:
+            detail["hits"] = list(decision.hits)
+        if PEOPLE[decision.approval]:
+            detail["needs"] = PEOPLE[decision.approval]
+            detail["hits_text"] = _hits_text(decision)
         return {
             "id": finding_id(
                 "action", incident["id"], decision.playbook, decision.action, decision.target, earlier
@@ -217,6 +484,7 @@ class Responder:
             "reason": printable(decision.reason)[:500],
             "time_ns": now_ns,
             "ttl_s": decision.ttl_s,
+            "detail": detail,
         }
 
     def _blocked(self, target: str, ttl_s: int) -> bool:
@@ -224,34 +492,19 @@ class Responder:
 
         An operator may have ended it meanwhile: the enforcer is asked, and what comes later is decided by that.
         """
-        now_ns = self._clock()
-        found = [a for a in self._blocks(target) if _end_ns(a) > now_ns and a["ttl_s"] >= ttl_s]
-        if self._link is not None:
-            self._doubted += found
+        found = self.books.standing(target, ttl_s)
+        if self._carriers.enforcer is not None and self._mode == "enforce":
+            self._doubted += [a for a in found if a["state"] == "done"]
         return bool(found)
-
-    def _served(self, target: str) -> int:
-        """How many blocks of it ran their time: whoever is still blocked has not come back."""
-        now_ns = self._clock()
-        return sum(_end_ns(a) <= now_ns for a in self._blocks(target))
-
-    def _blocks(self, target: str) -> list[dict[str, Any]]:
-        actions = self._store.actions(target=target)
-        return [a for a in actions if a["action"] == "block_source" and a["state"] == "done"]
-
-    def _last_action(self, playbook: str, action: str, target: str) -> int | None:
-        times = (
-            a["time_ns"]
-            for a in self._store.actions(target=target)
-            if a["playbook"] == playbook and a["action"] == action and a["state"] == "done"
-        )
-        return max(times, default=None)
 
     def _remember(self, incident: dict[str, Any], waits: bool) -> None:
         if not waits:
             self._waiting.pop(incident["id"], None)
             return
-        sources = [s for s in incident["blockable"] if not self._corroborated(s)]
+        accused = [*incident["blockable"], *incident.get("refusable", ())]
+        if incident.get("blockable_users"):
+            accused += incident["sources"]
+        sources = [s for s in dict.fromkeys(accused) if not self._corroborated(s, incident)]
         self._waiting[incident["id"]] = incident, sources
         if len(self._waiting) > MOST_WAITING:
             given_up = next(iter(self._waiting))
@@ -259,30 +512,34 @@ class Responder:
             self._say(f"incident {given_up}: no longer waits for corroboration, too many do")
 
 
-def _request(action: Mapping[str, Any]) -> dict[str, object]:
-    """What is asked of the enforcer; of a block that is done, whether it still stands."""
-    if action["state"] == "done":
-        return {"request": "check", "address": action["target"]}
-    if action["action"] == "kill_switch":
-        return {"request": "kill", "endpoints": [action["target"]], "reason": action["reason"]}
-    return {
-        "request": "block",
-        "address": action["target"],
-        "ttl_s": action["ttl_s"],
-        "reason": action["reason"],
-        "incident": action["incident"],
-        "playbook": action["playbook"],
+def _to_be_filed(action: Mapping[str, Any]) -> bool:
+    """Whether people must agree and nobody has asked them yet."""
+    detail = action.get("detail") or {}
+    return action["state"] == "waiting" and bool(detail.get("needs")) and not detail.get("approval")
+
+
+def _asks(action: Mapping[str, Any], name: str) -> str:
+    needs = (action.get("detail") or {}).get("needs", 1)
+    people = "two different people" if needs == 2 else "a person"
+    why = f"{action['why']}; " if action["why"].startswith("circuit breaker") else ""
+    return f"{why}asks {people}: gatewatch approvals grant {name}"
+
+
+def _hits_text(decision: Decision) -> str:
+    named = ", ".join(decision.hits)
+    who = f"hits {named}, who lately succeeded" if named else "hits nobody who lately succeeded"
+    return f"{decision.tripped}; {who}" if decision.tripped else who
+
+
+def _for_command(action: Mapping[str, Any], incident: Mapping[str, Any]) -> dict[str, Any]:
+    """What a command is told beside its name."""
+    environment = {
+        "GATEWATCH_INCIDENT": str(action["incident"]),
+        "GATEWATCH_KIND": str(incident.get("kind", "")),
+        "GATEWATCH_PRIORITY": str(incident.get("priority", "")),
+        "GATEWATCH_PLAYBOOK": str(action["playbook"]),
+        "GATEWATCH_TITLE": printable(str(incident.get("title", "")))[:1000],
     }
-
-
-def _outcome(action: Mapping[str, Any], answer: Mapping[str, Any]) -> tuple[str, str]:
-    if action["state"] == "done":
-        return ("done", action["why"]) if answer["blocked"] else ("lifted", "ended before its time")
-    if action["action"] == "kill_switch":
-        return "done", "proven" if answer.get("proven") else "engaged, not proven"
-    cut = f", {answer['cut']} connections cut" if answer.get("cut") else ""
-    return "done", f"dropped in the kernel for {answer['ttl_s']} s{cut}"
-
-
-def _end_ns(block: Mapping[str, Any]) -> int:
-    return int(block["time_ns"] + block["ttl_s"] * NS_PER_S)
+    as_json = action["action"] == "exec"
+    said = json.dumps(incident, ensure_ascii=True)[:MOST_INPUT] if as_json else mail_text(incident)
+    return {"id": action["id"], "environment": environment, "input": said}

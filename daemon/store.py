@@ -37,7 +37,7 @@ CREATE TABLE IF NOT EXISTS incidents (
 CREATE INDEX IF NOT EXISTS incidents_by_end ON incidents (end_ns);
 CREATE TABLE IF NOT EXISTS actions (
   id TEXT PRIMARY KEY, incident TEXT, playbook TEXT, action TEXT, target TEXT, state TEXT, why TEXT,
-  reason TEXT, time_ns INTEGER, ttl_s INTEGER) WITHOUT ROWID;
+  reason TEXT, time_ns INTEGER, ttl_s INTEGER, detail TEXT NOT NULL DEFAULT '{}') WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS actions_by_target ON actions (target, time_ns);
 CREATE INDEX IF NOT EXISTS actions_by_incident ON actions (incident);
 CREATE INDEX IF NOT EXISTS actions_by_playbook ON actions (playbook, time_ns);
@@ -50,8 +50,23 @@ CREATE TABLE IF NOT EXISTS dead (sink TEXT, outbox_id INTEGER, reason TEXT, time
   PRIMARY KEY (sink, outbox_id)) WITHOUT ROWID;
 """
 
-ACTION = ("id", "incident", "playbook", "action", "target", "state", "why", "reason", "time_ns", "ttl_s")
-"""The columns of an action."""
+ADDED = {"actions": {"detail": "TEXT NOT NULL DEFAULT '{}'"}}
+"""Columns that a store which was made before lacks, by table."""
+
+ACTION = (
+    "id",
+    "incident",
+    "playbook",
+    "action",
+    "target",
+    "state",
+    "why",
+    "reason",
+    "time_ns",
+    "ttl_s",
+    "detail",
+)
+"""The columns of an action; `detail` is JSON: hits, approval, where, hooks."""
 
 
 def pack(state: Any) -> bytes:
@@ -128,6 +143,7 @@ class Store:
                     remedy="install that version again, or move the file away",
                 )
             db.executescript(SCHEMA)
+            _add_columns(db)
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         except (sqlite3.Error, OSError) as error:
             raise StoreError(
@@ -329,11 +345,12 @@ class Store:
 
     def save_action(self, action: Mapping[str, Any]) -> bool:
         """A decision and what became of it, keyed by its id. True where it was not known in that state."""
-        old = self._db.execute("SELECT state, why FROM actions WHERE id = ?", (action["id"],)).fetchone()
-        if old == (action["state"], action["why"]):
+        row = {**action, "detail": _dump(action.get("detail") or {})}
+        old = self._db.execute("SELECT state, why, detail FROM actions WHERE id = ?", (row["id"],)).fetchone()
+        if old == (row["state"], row["why"], row["detail"]):
             return False
         values = ", ".join(f":{name}" for name in ACTION)
-        self._db.execute(f"INSERT OR REPLACE INTO actions ({', '.join(ACTION)}) VALUES ({values})", action)
+        self._db.execute(f"INSERT OR REPLACE INTO actions ({', '.join(ACTION)}) VALUES ({values})", row)
         return True
 
     def action_state(self, action: str) -> str | None:
@@ -344,6 +361,19 @@ class Store:
         """Actions of an incident or on a target, the oldest first."""
         given = {k: v for k, v in (("incident", incident), ("target", target)) if v is not None}
         return self._actions(" AND ".join(f"{k} = ?" for k in given) or "1", *given.values())
+
+    def action(self, action: str) -> dict[str, Any] | None:
+        """One action by its id."""
+        return next(iter(self._actions("id = ?", action)), None)
+
+    def actions_since(self, since_ns: int, most: int = 100_000) -> list[dict[str, Any]]:
+        """Every action that was decided or done since then, the oldest first; of more than `most` the newest."""
+        return self._actions(f"time_ns >= ? ORDER BY time_ns DESC LIMIT {int(most)}", since_ns)[::-1]
+
+    def blocks_since(self, since_ns: int, most: int) -> list[dict[str, Any]]:
+        """The blocks among them, and those that last into that time."""
+        lasting = f"time_ns + ttl_s * 1000000000 >= ? ORDER BY time_ns DESC LIMIT {int(most)}"
+        return self._actions(f"action IN ('block_source', 'block_user') AND {lasting}", since_ns)[::-1]
 
     def actions_in(self, state: str) -> list[dict[str, Any]]:
         return self._actions("state = ?", state)
@@ -356,17 +386,20 @@ class Store:
         )
         return int(self._db.execute(query, (playbook, since_ns)).fetchone()[0])
 
-    def _actions(self, condition: str, *values: str) -> list[dict[str, Any]]:
-        rows = self._db.execute(
-            f"SELECT {', '.join(ACTION)} FROM actions WHERE {condition} ORDER BY time_ns, id", values
-        )
-        return [dict(zip(ACTION, row, strict=True)) for row in rows]
+    def _actions(self, condition: str, *values: str | int) -> list[dict[str, Any]]:
+        order = "" if "ORDER BY" in condition else " ORDER BY time_ns, id"
+        query = f"SELECT {', '.join(ACTION)} FROM actions WHERE {condition}{order}"
+        try:
+            rows = self._db.execute(query, values).fetchall()
+        except sqlite3.OperationalError:  # read-only, from before its time: it has no `detail`
+            rows = self._db.execute(query.replace(", detail", ", '{}'"), values).fetchall()
+        return [dict(zip(ACTION, (*row[:-1], json.loads(row[-1])), strict=True)) for row in rows]
 
     def times_blocked(self, target: str) -> int:
         """How often a block of this target was carried out before, those that were lifted included."""
         query = (
-            "SELECT count(*) FROM actions WHERE target = ? AND action = 'block_source' "
-            "AND state IN ('done', 'lifted')"
+            "SELECT count(*) FROM actions WHERE target = ? AND action IN ('block_source', 'block_user') "
+            "AND state IN ('done', 'lifted', 'undone')"
         )
         return int(self._db.execute(query, (target,)).fetchone()[0])
 
@@ -440,6 +473,15 @@ class Store:
             cursors = dict(self._db.execute("SELECT sink, acknowledged FROM cursors"))
             least = min((cursors.get(name, 0) for name in sinks), default=2**62)
             self._db.execute("DELETE FROM outbox WHERE id <= ? AND time_ns < ?", (least, before_ns))
+
+
+def _add_columns(db: sqlite3.Connection) -> None:
+    """Brings a store that was made before up to this shape."""
+    for table, columns in ADDED.items():
+        there = {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
+        for name, shape in columns.items():
+            if name not in there:
+                db.execute(f"ALTER TABLE {table} ADD COLUMN {name} {shape}")
 
 
 def _dump(value: Any) -> str:

@@ -19,6 +19,7 @@ TITLES = {
     "off_allowlist_egress": "Connection to an address off the allow-list",
     "port_scan": "Port scan",
     "host_sweep": "Host sweep",
+    "circuit_breaker": "Blocks were stopped: they would hit clients that lately succeeded",
 }
 OF_A_USER = frozenset({"account_compromise", "new_access", "impossible_travel", "mfa_fatigue"})
 """Kinds that are about users, whom the title names."""

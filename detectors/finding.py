@@ -11,6 +11,7 @@ Kind = Literal[
     "new_access", "impossible_travel", "mfa_fatigue", "api_key_abuse", "control_endpoint_access",
     "model_enumeration", "model_extraction", "off_allowlist_ingress", "off_allowlist_egress", "port_scan",
     "host_sweep", "syn_flood", "beacon", "exfiltration", "dns_tunnel", "shadow_service", "anomaly",
+    "circuit_breaker",
 ]  # fmt: skip
 
 EntityType = Literal["source", "user", "endpoint", "destination", "site"]
