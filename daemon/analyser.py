@@ -78,6 +78,7 @@ class Analyser:
             corroborated=self._corroborated,
             say=parts.say,
         )
+        self.store.hooks = frozenset(parts.config.hooks)
         self._outbox = OutboxServer(self.store, parts.shipper_uid)
         self._news = News(
             socket_path(parts.state),
@@ -458,7 +459,7 @@ class Analyser:
             "packets_seen": self._detection.packets_seen,
             "flows": self._detection.flows_seen,
             "enforcer": self._news.health(),
-            "sinks": self.store.lags(self.parts.config.sinks),
+            "sinks": self.store.lags([*self.parts.config.sinks, *self.parts.config.hooks]),
             "problems": dict(self._outbox.problems),
         }
 

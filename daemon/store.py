@@ -446,7 +446,8 @@ class Store:
         """When (ns) a sink or hook refused a document for good, and why, the last first. Raises StoreError."""
         try:
             rows = self._db.execute(
-                "SELECT time_ns, reason FROM dead WHERE sink = ? ORDER BY outbox_id DESC LIMIT ?", (sink, limit)
+                "SELECT time_ns, reason FROM dead WHERE sink = ? ORDER BY outbox_id DESC LIMIT ?",
+                (sink, limit),
             )
             return [(int(time_ns), str(reason)) for time_ns, reason in rows]
         except sqlite3.Error as error:
@@ -487,7 +488,8 @@ class Store:
             for (hook,) in addressed:
                 has = cursors.get(hook, 0) if hook in self.hooks else 2**62
                 self._db.execute(
-                    "DELETE FROM outbox WHERE recipient = ? AND id <= ? AND time_ns < ?", (hook, has, before_ns)
+                    "DELETE FROM outbox WHERE recipient = ? AND id <= ? AND time_ns < ?",
+                    (hook, has, before_ns),
                 )
 
 

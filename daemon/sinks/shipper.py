@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from ..errors import GatewatchError, UsageError
+from ..errors import ConfigError, GatewatchError, UsageError
 from .contract import LARGEST_DOCUMENT, WINDOW, RejectedError, Row, Sink, SinkError
 from .registry import make_sink
 
@@ -209,15 +209,42 @@ def _say(text: str) -> None:
     print(f"gatewatch: {text}", file=sys.stderr, flush=True)
 
 
+class _Unmade:
+    """A hook that cannot be made, since its secret was taken away, say. Its documents wait, and the others go on."""
+
+    def __init__(self, error: ConfigError) -> None:
+        self._error = error
+
+    async def write(self, rows: Sequence[Row]) -> None:
+        raise SinkError(
+            self._error.message, remedy=f"{self._error.remedy or 'mend it'}, and start Gatewatch again"
+        )
+
+    async def close(self) -> None: ...
+
+
+def _make(name: str, options: Path | Mapping[str, Any]) -> Sink:
+    try:
+        return make_sink(name, options)
+    except ConfigError as error:
+        if isinstance(options, Path) or options.get("type") != "webhook":
+            raise
+        return _Unmade(error)
+
+
 def run_shipper(
-    socket_path: Path, sinks: Mapping[str, Path | Mapping[str, Any]], say: Callable[[str], None] = _say
+    socket_path: Path,
+    sinks: Mapping[str, Path | Mapping[str, Any]],
+    say: Callable[[str], None] = _say,
+    give_up_rights: Callable[[], None] = lambda: None,
 ) -> int:
     """The whole process: ships until SIGTERM or SIGINT, then returns 0.
 
-    `sinks` maps each sink's name to its options (`type` and those of its class), or to the path of a JSON-lines file.
-    Raises ConfigError.
+    `sinks` maps each sink's or hook's name to its options (`type` and those of its class), or to the path of a
+    JSON-lines file. `give_up_rights` is called once secrets and modules are read. Raises ConfigError.
     """
-    made = {name: make_sink(name, options) for name, options in sinks.items()}
+    made = {name: _make(name, options) for name, options in sinks.items()}
+    give_up_rights()
 
     async def until_signal() -> None:
         loop = asyncio.get_running_loop()
