@@ -11,8 +11,9 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict
+from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
+from .hooks import AnyHook
 from .values import (
     AUTO,
     AutoOr,
@@ -320,10 +321,22 @@ class Config(Options):
     sinks: dict[Name, JsonlSink] = Field(
         {"alerts": JsonlSink()}, description="Where alerts go, by a name of your choice."
     )
+    hooks: dict[Name, AnyHook] = Field(
+        default={},
+        max_length=32,
+        description="Other systems that carry actions out or tell people of them, by a name of your choice that no "
+        "sink has.",
+    )
     store: Store = Field(default=Store(), description="The database.")
     detection: Detection = Field(
         default=Detection(), description="Time, as detection sees it, and where addresses are."
     )
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Config:
+        for name in self.hooks.keys() & self.sinks.keys():
+            raise ValueError(f"hooks.{name}: a sink has this name; choose another")
+        return self
 
     def state_folder(self) -> Path:
         """Where this process keeps its state; the folder need not exist."""
@@ -335,6 +348,15 @@ class Config(Options):
         """The file of a JSON-lines sink."""
         path = self.sinks[name].path
         return Path(path) if path is not None else self.state_folder() / "sinks" / f"{name}.jsonl"
+
+    def hook_options(self, name: str, protected: tuple[str, ...] = ()) -> dict[str, Any]:
+        """What the hook's class is made with; `protected` are the users that it never blocks."""
+        options = self.hooks[name].model_dump()
+        options.pop("insecure")
+        options["protected"] = protected
+        if options["template"] != "generic":
+            options["holds"] = str(self.state_folder() / "sinks" / f"{name}.holds.json")
+        return options
 
     def detector(self, name: DetectorName) -> DetectorOptions:
         return self.detectors.get(name, DetectorOptions())

@@ -91,6 +91,7 @@ class Analyser:
             say=parts.say,
             breaker=self._breaker,
         )
+        self.store.hooks = frozenset(parts.config.hooks)
         self._outbox = OutboxServer(self.store, parts.shipper_uid, delivered=self._delivered)
         self._news = News(
             socket_path(parts.state),
@@ -518,7 +519,7 @@ class Analyser:
             "packets_seen": self._detection.packets_seen,
             "flows": self._detection.flows_seen,
             "enforcer": self._news.health(),
-            "sinks": self.store.lags(self.parts.config.sinks),
+            "sinks": self.store.lags([*self.parts.config.sinks, *self.parts.config.hooks]),
             "problems": dict(self._outbox.problems),
         }
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from ..config.schema import Config
 from ..playbooks.loader import load_playbooks
@@ -30,6 +31,7 @@ from .errors import ConfigError, GatewatchError
 from .events import NS_PER_S, rfc3339
 from .parts import LogSource, Parts
 from .sinks import jsonl  # noqa: F401 - the shipper has no right to read our files once it runs
+from .sinks.hook_files import check_files
 from .sinks.shipper import run_shipper
 from .supervisor import (
     Identity,
@@ -89,6 +91,8 @@ def plan(config: Config, mode: str, tell: Callable[[str], None]) -> Plan:
         tell("response is off: blocks and the kill switch need root; start as root to have them")
     elif rails is None:
         tell(f"response is off: no rails file {config.rails}; `gatewatch config init` writes one")
+    for name, hook in config.hooks.items():
+        check_files(name, hook.model_dump())
     playbooks = tuple(load_playbooks(config.playbooks.directories, shipped=config.playbooks.shipped))
     return Plan(logs, journal, interfaces, enforcer, rails, playbooks, _local(config))
 
@@ -322,12 +326,18 @@ class Service:
         return pid
 
     def _start_shipper(self) -> int:
-        sinks = {name: self._config.sink_path(name) for name in self._config.sinks}
+        sinks: dict[str, Any] = {name: self._config.sink_path(name) for name in self._config.sinks}
+        # Rails of this version or of one that does not know users yet.
+        protected = tuple(getattr(self._plan.rails, "never_block_users", ()))
+        sinks |= {name: self._config.hook_options(name, protected) for name in self._config.hooks}
         parent = os.getpid()
 
         def work() -> int:
-            become(self._shipper_id, parent)
-            return run_shipper(self._state / "run" / "outbox.sock", sinks)
+            return run_shipper(
+                self._state / "run" / "outbox.sock",
+                sinks,
+                give_up_rights=lambda: become(self._shipper_id, parent),
+            )
 
         return fork(work, "shipper", self._private_sockets())
 

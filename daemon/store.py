@@ -42,7 +42,8 @@ CREATE INDEX IF NOT EXISTS actions_by_target ON actions (target, time_ns);
 CREATE INDEX IF NOT EXISTS actions_by_incident ON actions (incident);
 CREATE INDEX IF NOT EXISTS actions_by_playbook ON actions (playbook, time_ns);
 CREATE TABLE IF NOT EXISTS outbox (
-  id INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT UNIQUE, time_ns INTEGER, document BLOB);
+  id INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT UNIQUE, time_ns INTEGER, document BLOB, recipient TEXT);
+CREATE INDEX IF NOT EXISTS outbox_by_recipient ON outbox (recipient, id) WHERE recipient IS NOT NULL;
 CREATE TABLE IF NOT EXISTS exceptions (
   id TEXT PRIMARY KEY, created_ns INTEGER, ended_ns INTEGER, state TEXT) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS cursors (sink TEXT PRIMARY KEY, acknowledged INTEGER) WITHOUT ROWID;
@@ -50,22 +51,12 @@ CREATE TABLE IF NOT EXISTS dead (sink TEXT, outbox_id INTEGER, reason TEXT, time
   PRIMARY KEY (sink, outbox_id)) WITHOUT ROWID;
 """
 
-ADDED = {"actions": {"detail": "TEXT NOT NULL DEFAULT '{}'"}}
-"""Columns that a store which was made before lacks, by table."""
+ADDED = (("outbox", "recipient", "TEXT"), ("actions", "detail", "TEXT NOT NULL DEFAULT '{}'"))
+"""Table, column and type that stores of the same schema version were once made without."""
 
 ACTION = (
-    "id",
-    "incident",
-    "playbook",
-    "action",
-    "target",
-    "state",
-    "why",
-    "reason",
-    "time_ns",
-    "ttl_s",
-    "detail",
-)
+    "id", "incident", "playbook", "action", "target", "state", "why", "reason", "time_ns", "ttl_s", "detail",
+)  # fmt: skip
 """The columns of an action; `detail` is JSON: hits, approval, where, hooks."""
 
 
@@ -102,11 +93,15 @@ def unpack(blob: bytes) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class OutboxRow:
-    """One document on its way to the sinks. `key` is stable: the same alert again has the same key."""
+    """One document on its way to the sinks. `key` is stable: the same alert again has the same key.
+
+    `recipient` is the hook that it is addressed to; None: it goes to every sink.
+    """
 
     id: int
     key: str
     document: bytes
+    recipient: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +114,13 @@ class BatchNote:
 
 
 class Store:
-    """The analyser's own handle. Use `Store.open`; others use `Store.open_readonly`."""
+    """The analyser's own handle. Use `Store.open`; others use `Store.open_readonly`.
+
+    `hooks` are the names to which documents can be addressed: they get those, and the sinks get all the others.
+    """
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self.hooks: frozenset[str] = frozenset()
         self._db = connection
         self.path = path
         self._log_fd = -1
@@ -142,8 +141,8 @@ class Store:
                     f"{path}: made by a newer Gatewatch (schema {version}, this one knows {SCHEMA_VERSION})",
                     remedy="install that version again, or move the file away",
                 )
-            db.executescript(SCHEMA)
             _add_columns(db)
+            db.executescript(SCHEMA)
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         except (sqlite3.Error, OSError) as error:
             raise StoreError(
@@ -403,22 +402,28 @@ class Store:
         )
         return int(self._db.execute(query, (target,)).fetchone()[0])
 
-    def add_to_outbox(self, key: str, document: Mapping[str, Any], now_ns: int) -> bool:
-        """A document for every sink. False where one with this key was there already."""
+    def add_to_outbox(
+        self, key: str, document: Mapping[str, Any], now_ns: int, recipient: str | None = None
+    ) -> bool:
+        """A document for every sink, or for one hook alone. False where one with this key was there already."""
         cursor = self._db.execute(
-            "INSERT OR IGNORE INTO outbox (key, time_ns, document) VALUES (?, ?, ?)",
-            (key, now_ns, _dump(document).encode()),
+            "INSERT OR IGNORE INTO outbox (key, time_ns, document, recipient) VALUES (?, ?, ?, ?)",
+            (key, now_ns, _dump(document).encode(), recipient),
         )
         return cursor.rowcount == 1
 
     def pending(self, sink: str, limit: int) -> list[OutboxRow]:
-        """The oldest documents that a sink has not acknowledged, in order."""
+        """The oldest documents for a sink or hook that it has not acknowledged, in order."""
+        whose, values = self._whose(sink)
         rows = self._db.execute(
-            "SELECT id, key, document FROM outbox WHERE id > "
+            f"SELECT id, key, document, recipient FROM outbox WHERE {whose} AND id > "
             "coalesce((SELECT acknowledged FROM cursors WHERE sink = ?), 0) ORDER BY id LIMIT ?",
-            (sink, limit),
+            (*values, sink, limit),
         )
         return [OutboxRow(*row) for row in rows]
+
+    def _whose(self, sink: str) -> tuple[str, tuple[str, ...]]:
+        return ("recipient = ?", (sink,)) if sink in self.hooks else ("recipient IS NULL", ())
 
     def acknowledge(self, sink: str, outbox_id: int) -> None:
         self._db.execute(
@@ -437,15 +442,35 @@ class Store:
             self.acknowledge(sink, outbox_id)
 
     def lags(self, sinks: Iterable[str]) -> dict[str, int]:
-        """How many documents each of these sinks has still to acknowledge. Raises StoreError."""
+        """How many documents each of these sinks and hooks has still to acknowledge. Raises StoreError."""
         try:
             oldest, newest = self._db.execute(
                 "SELECT coalesce((SELECT min(id) FROM outbox), 1), coalesce((SELECT max(id) FROM outbox), 0)"
             ).fetchone()
             cursors = dict(self._db.execute("SELECT sink, acknowledged FROM cursors"))
+            lags = {}
+            for sink in sinks:
+                after = cursors.get(sink, oldest - 1)
+                one, values = ("recipient = ?", (sink,)) if sink in self.hooks else ("recipient NOT NULL", ())
+                # Alerts may wait by the hundred thousand: only the few that are addressed are counted one by one.
+                addressed = self._db.execute(
+                    f"SELECT count(*) FROM outbox WHERE {one} AND id > ?", (*values, after)
+                ).fetchone()[0]
+                lags[sink] = addressed if sink in self.hooks else max(0, newest - after - addressed)
         except sqlite3.Error as error:
             raise StoreError(f"{self.path}: {error}") from error
-        return {sink: max(0, newest - cursors.get(sink, oldest - 1)) for sink in sinks}
+        return lags
+
+    def dead_letters(self, sink: str, limit: int = 10) -> list[tuple[int, str]]:
+        """When (ns) a sink or hook refused a document for good, and why, the last first. Raises StoreError."""
+        try:
+            rows = self._db.execute(
+                "SELECT time_ns, reason FROM dead WHERE sink = ? ORDER BY outbox_id DESC LIMIT ?",
+                (sink, limit),
+            )
+            return [(int(time_ns), str(reason)) for time_ns, reason in rows]
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.path}: {error}") from error
 
     def note(self, key: str, value: Any) -> None:
         """One of the analyser's own notes. Call it inside the transaction that it belongs to."""
@@ -461,7 +486,8 @@ class Store:
         return None if row is None else json.loads(row[0])
 
     def prune(self, before_ns: int, sinks: Iterable[str]) -> None:
-        """Forgets incidents, actions, exceptions and documents that are older; what one of `sinks` still lacks stays.
+        """Forgets incidents, actions, exceptions and documents that are older; what one of `sinks` or of the store's
+        hooks still lacks stays. A hook that is not among these holds nothing.
 
         Raises StoreError.
         """
@@ -471,17 +497,27 @@ class Store:
             self._db.execute("DELETE FROM exceptions WHERE ended_ns < ?", (before_ns,))
             self._db.execute("DELETE FROM dead WHERE time_ns < ?", (before_ns,))
             cursors = dict(self._db.execute("SELECT sink, acknowledged FROM cursors"))
-            least = min((cursors.get(name, 0) for name in sinks), default=2**62)
-            self._db.execute("DELETE FROM outbox WHERE id <= ? AND time_ns < ?", (least, before_ns))
+            least = min((cursors.get(name, 0) for name in sinks if name not in self.hooks), default=2**62)
+            self._db.execute(
+                "DELETE FROM outbox WHERE recipient IS NULL AND id <= ? AND time_ns < ?", (least, before_ns)
+            )
+            addressed = self._db.execute(
+                "SELECT DISTINCT recipient FROM outbox WHERE recipient NOT NULL"
+            ).fetchall()
+            for (hook,) in addressed:
+                has = cursors.get(hook, 0) if hook in self.hooks else 2**62
+                self._db.execute(
+                    "DELETE FROM outbox WHERE recipient = ? AND id <= ? AND time_ns < ?",
+                    (hook, has, before_ns),
+                )
 
 
 def _add_columns(db: sqlite3.Connection) -> None:
-    """Brings a store that was made before up to this shape."""
-    for table, columns in ADDED.items():
-        there = {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
-        for name, shape in columns.items():
-            if name not in there:
-                db.execute(f"ALTER TABLE {table} ADD COLUMN {name} {shape}")
+    """Columns that came after the first stores of this schema version were made."""
+    for table, column, kind in ADDED:
+        there = {name for _, name, *_ in db.execute(f"PRAGMA table_info({table})")}
+        if there and column not in there:
+            db.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
 
 
 def _dump(value: Any) -> str:

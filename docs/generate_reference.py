@@ -146,9 +146,9 @@ def _suffix(annotation: Any) -> str:
 
 
 def _variant(model: type[BaseModel]) -> str:
-    """What tells a step of a playbook from the others."""
-    action = model.model_fields.get("action")
-    return f" {get_args(action.annotation)[0]}" if action is not None else ""
+    """What tells a step of a playbook from the others, and a hook from those of other templates."""
+    mark = model.model_fields.get("action") or model.model_fields.get("template")
+    return f" {get_args(mark.annotation)[0]}" if mark is not None else ""
 
 
 def _anchor(heading: str) -> str:

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "config": ("config",),
     "audit": ("audit",),
     "doctor": ("doctor",),
+    "hooks": ("hooks",),
 }
 """Module of this package: the commands that its `register` adds."""
 

@@ -90,7 +90,7 @@ def check(
     path = file or config
     loaded = load_with_origin(path)
     wrong: list[str] = []
-    for part in (_check_detectors, _check_places, _check_playbooks, _check_rails):
+    for part in (_check_detectors, _check_places, _check_playbooks, _check_hooks, _check_rails):
         try:
             print(part(loaded))
         except ConfigError as error:
@@ -132,6 +132,20 @@ def _check_playbooks(loaded: Loaded) -> str:
     options = loaded.config.playbooks
     found = load_playbooks(options.directories, shipped=options.shipped)
     return f"playbooks: ok, {', '.join(p.name for p in found) or 'none'}"
+
+
+def _check_hooks(loaded: Loaded) -> str:
+    from ..sinks.hook_files import check_files
+
+    for name, hook in loaded.config.hooks.items():
+        try:
+            check_files(name, hook.model_dump())
+        except ConfigError as error:
+            key = error.message.partition(":")[0].split(".")[-1]
+            raise ConfigError(
+                f"{loaded.where('hooks', name, key)}: {error.message}", remedy=error.remedy
+            ) from None
+    return f"hooks: ok, {', '.join(loaded.config.hooks)}" if loaded.config.hooks else "hooks: none"
 
 
 def _check_rails(loaded: Loaded) -> str:

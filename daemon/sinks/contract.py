@@ -30,7 +30,11 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class SinkError(GatewatchError):
-    """The sink cannot take documents now; the same ones are tried again later."""
+    """The sink cannot take documents now; the same ones are tried again, after `wait_s` seconds at the earliest."""
+
+    def __init__(self, message: str, *, remedy: str = "", wait_s: float = 0.0) -> None:
+        super().__init__(message, remedy=remedy)
+        self.wait_s = wait_s
 
 
 class RejectedError(GatewatchError):
@@ -48,7 +52,8 @@ class Sink(Protocol):
         """Writes rows in order; when it returns the receiver has them for good.
 
         Rows may come again after a failure or a restart: a sink that can tell leaves out those that it has.
-        Raises SinkError (all of them come again) or RejectedError.
+        A sink with an attribute `most_rows` is given no more at once. Raises SinkError (all of them come again) or
+        RejectedError.
         """
         ...
 

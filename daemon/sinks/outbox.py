@@ -37,6 +37,8 @@ class OutboxRow(Protocol):
     def key(self) -> str: ...
     @property
     def document(self) -> bytes: ...
+    @property
+    def recipient(self) -> str | None: ...
 
 
 class OutboxStore(Protocol):
@@ -82,7 +84,9 @@ class OutboxServer:
     """Serves one shipper at a time; a later one takes the place of an earlier.
 
     `shipper_uid` is the only user, beside root, that may connect; None stands for the own. `problems` names the sinks
-    that fail now, and why.
+    that fail now, and why. `delivered(hook, key, problem)` is called for each document that was addressed to a hook:
+    with None once the hook has it, or with the reason why it never will. It is called before that is written down, so
+    after a crash it may be called again for the same document, and never too seldom; what it raises ends the session.
     """
 
     def __init__(
@@ -90,7 +94,9 @@ class OutboxServer:
         store: OutboxStore,
         shipper_uid: int | None = None,
         say: Callable[[str], None] = lambda text: None,
+        delivered: Callable[[str, str, str | None], None] | None = None,
     ) -> None:
+        self.delivered = delivered
         self.problems: dict[str, str] = {}
         self._store = store
         self._allowed = {0, os.geteuid() if shipper_uid is None else shipper_uid}
@@ -185,6 +191,8 @@ class _Connection:
         # Row -> bytes, in the order in which they were sent.
         self._flying: dict[str, dict[int, int]] = {sink: {} for sink in self._sinks}
         self._sent = dict.fromkeys(self._sinks, 0)
+        # Row -> key, of those that are addressed to a hook.
+        self._addressed: dict[str, dict[int, str]] = {sink: {} for sink in self._sinks}
 
     async def run(self) -> None:
         tasks = [asyncio.ensure_future(self._send()), asyncio.ensure_future(self._receive())]
@@ -218,12 +226,14 @@ class _Connection:
                     # Only once all before it are acknowledged: it moves the sink's place as an acknowledgement does.
                     if flying:
                         return
-                    self._store.dead(sink, row.id, f"larger than {LARGEST_DOCUMENT} bytes")
+                    self._note(sink, row)
+                    self._finish(sink, row.id, f"larger than {LARGEST_DOCUMENT} bytes")
                     self._sent[sink] = row.id
                     continue
                 outgoing = _Outgoing(sink, row.id, row.key, msgspec.Raw(row.document))
                 self._writer.write(msgspec.json.encode(outgoing).replace(b"\n", b" ") + b"\n")
                 flying[row.id] = len(row.document)
+                self._note(sink, row)
                 self._sent[sink] = row.id
                 await self._writer.drain()
 
@@ -243,13 +253,29 @@ class _Connection:
             if message.dead is not None:
                 if next(iter(flying)) != done:
                     raise _ProtocolError(f"row {done} is dead while rows before it are not acknowledged")
-                self._store.dead(message.sink, done, message.reason[:1000])
+                self._finish(message.sink, done, message.reason[:1000])
             else:
-                self._store.acknowledge(message.sink, done)
+                self._finish(message.sink, done, None)
                 self._server._well(message.sink)
             for row_id in [r for r in flying if r <= done]:
                 del flying[row_id]
             self._wake.set()
+
+    def _note(self, sink: str, row: OutboxRow) -> None:
+        if row.recipient is not None:
+            self._addressed[sink][row.id] = row.key
+
+    def _finish(self, sink: str, done: int, dead: str | None) -> None:
+        """All of the sink's rows up to `done` have arrived, or all but that one, which never will."""
+        addressed = self._addressed[sink]
+        for row_id in [r for r in addressed if r <= done]:
+            if self._server.delivered is not None:
+                self._server.delivered(sink, addressed[row_id], dead if row_id == done else None)
+            del addressed[row_id]
+        if dead is None:
+            self._store.acknowledge(sink, done)
+        else:
+            self._store.dead(sink, done, dead)
 
 
 async def _knock(listening: socket.socket) -> None:

@@ -18,11 +18,13 @@ from typing import Any
 
 import msgspec
 
-from ..errors import GatewatchError, UsageError
+from ..errors import ConfigError, GatewatchError, UsageError
 from .contract import LARGEST_DOCUMENT, WINDOW, RejectedError, Row, Sink, SinkError
 from .registry import make_sink
 
 _LINE_LIMIT = LARGEST_DOCUMENT + (64 << 10)
+MOST_WAIT_S = 3600.0
+"""The longest that a receiver can put us off with; it is tried again by then whatever it said."""
 _LASTING_S = 5.0  # a connection that lasted so long was a good one
 
 
@@ -48,6 +50,7 @@ class _Lane:
     def __init__(self, name: str, sink: Sink, say: Callable[[str], None], retry: Backoff) -> None:
         self.name = name
         self._sink = sink
+        self._most_rows: int = getattr(sink, "most_rows", WINDOW)
         self._say = say
         self._retry = retry
         self._failing = ""
@@ -75,7 +78,7 @@ class _Lane:
                 connection = self._connection
                 rows = [row for row, came_by in queued if came_by is connection]
                 while rows and connection is not None and connection is self._connection:
-                    rows = await self._write(rows, connection)
+                    rows = await self._write(rows[: self._most_rows], connection) + rows[self._most_rows :]
         finally:
             await self._sink.close()
 
@@ -92,7 +95,7 @@ class _Lane:
             await self._tell(connection, {"dead": rejected.row_id, "sink": self.name, "reason": reason})
             return rows[at + 1 :]
         except SinkError as error:
-            await self._failed(str(error), rows[0].id, connection)
+            await self._failed(str(error), rows[0].id, connection, min(error.wait_s, MOST_WAIT_S))
             return rows
         except Exception as error:  # a fault in one sink must not stop the others
             await self._failed(f"{type(error).__name__}: {error}", rows[0].id, connection)
@@ -104,14 +107,16 @@ class _Lane:
         await self._tell(connection, {"ack": rows[-1].id, "sink": self.name})
         return []
 
-    async def _failed(self, text: str, row_id: int, connection: asyncio.StreamWriter) -> None:
+    async def _failed(
+        self, text: str, row_id: int, connection: asyncio.StreamWriter, least_s: float = 0.0
+    ) -> None:
         if text != self._failing:
             self._failing = text
             self._say(f"sink {self.name}: {text}")
         self._changed.clear()
         await self._tell(connection, {"error": text, "sink": self.name, "id": row_id})
         try:
-            async with asyncio.timeout(self._retry.next_s()):
+            async with asyncio.timeout(max(self._retry.next_s(), least_s)):
                 await self._changed.wait()
         except TimeoutError:
             pass
@@ -204,15 +209,42 @@ def _say(text: str) -> None:
     print(f"gatewatch: {text}", file=sys.stderr, flush=True)
 
 
+class _Unmade:
+    """A hook that cannot be made, since its secret was taken away, say. Its documents wait, and the others go on."""
+
+    def __init__(self, error: ConfigError) -> None:
+        self._error = error
+
+    async def write(self, rows: Sequence[Row]) -> None:
+        raise SinkError(
+            self._error.message, remedy=f"{self._error.remedy or 'mend it'}, and start Gatewatch again"
+        )
+
+    async def close(self) -> None: ...
+
+
+def _make(name: str, options: Path | Mapping[str, Any]) -> Sink:
+    try:
+        return make_sink(name, options)
+    except ConfigError as error:
+        if isinstance(options, Path) or options.get("type") != "webhook":
+            raise
+        return _Unmade(error)
+
+
 def run_shipper(
-    socket_path: Path, sinks: Mapping[str, Path | Mapping[str, Any]], say: Callable[[str], None] = _say
+    socket_path: Path,
+    sinks: Mapping[str, Path | Mapping[str, Any]],
+    say: Callable[[str], None] = _say,
+    give_up_rights: Callable[[], None] = lambda: None,
 ) -> int:
     """The whole process: ships until SIGTERM or SIGINT, then returns 0.
 
-    `sinks` maps each sink's name to its options (`type` and those of its class), or to the path of a JSON-lines file.
-    Raises ConfigError.
+    `sinks` maps each sink's or hook's name to its options (`type` and those of its class), or to the path of a
+    JSON-lines file. `give_up_rights` is called once secrets and modules are read. Raises ConfigError.
     """
-    made = {name: make_sink(name, options) for name, options in sinks.items()}
+    made = {name: _make(name, options) for name, options in sinks.items()}
+    give_up_rights()
 
     async def until_signal() -> None:
         loop = asyncio.get_running_loop()
