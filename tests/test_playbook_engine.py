@@ -284,15 +284,21 @@ def test_the_order_of_playbooks_does_not_matter() -> None:
     [
         ("brute_force", ["block_source"]),
         ("password_spray", ["block_source"]),
-        ("account_compromise", ["block_source", "notify"]),
-        ("off_allowlist_egress", ["notify"]),
-        ("port_scan", ["notify", "block_source"]),
-        ("host_sweep", ["notify", "block_source"]),
+        ("account_compromise", ["block_source", "block_user", "capture_evidence", "notify"]),
+        ("credential_stuffing", ["notify", "block_source", "capture_evidence"]),
+        ("control_endpoint_access", ["block_source", "capture_evidence", "notify"]),
+        ("off_allowlist_egress", ["notify", "capture_evidence"]),
+        ("off_allowlist_ingress", ["notify"]),
+        ("exfiltration", ["notify", "capture_evidence"]),
+        ("syn_flood", ["notify", "capture_evidence"]),
+        ("port_scan", ["block_source"]),
+        ("host_sweep", ["block_source"]),
         ("anomaly", []),
     ],
 )
 def test_the_shipped_playbooks_answer_as_they_say(kind: str, done: list[str]) -> None:
-    found = Engine(load_playbooks()).decide(incident(kind=kind), context())
+    accused = ["account:root"] if kind == "account_compromise" else []
+    found = Engine(load_playbooks()).decide(incident(kind=kind, blockable_users=accused), context())
     assert [d.action for d in found if d.state == "act"] == done
 
 
