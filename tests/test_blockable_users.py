@@ -324,7 +324,7 @@ def test_rotation_behind_a_proxy_is_refusable_when_every_member_is_vouched_for()
         fail(n, f"2001:db8:7:{n:x}::5", peer="10.0.0.1" if n % 2 else f"2001:db8:7:{n:x}::5")
         for n in range(20)
     ]
-    finding = [f for f in run(events).values() if f.detector == "rotation"][0]
+    finding = next(f for f in run(events).values() if f.detector == "rotation")
     assert (finding.blockable, finding.refusable) == ((), ("2001:db8:7::/48",))
 
 
