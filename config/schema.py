@@ -67,6 +67,12 @@ class LogFile(Options):
         description="true = only root can have written its lines (no syslog socket feeds it): a block need not "
         "wait for a handshake that the packet collector saw.",
     )
+    verified_users: bool = Field(
+        default=False,
+        description="Of an access log: true = every server and location that writes it checks the user's password "
+        "(auth_basic), so that no request can claim to be somebody; only then are its users ever blocked. API keys "
+        "need no such promise.",
+    )
     timezone: Timezone = Field(
         default="local",
         description="The zone of times that name none: local, UTC, an IANA name (Europe/Berlin) or an offset "

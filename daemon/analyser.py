@@ -156,7 +156,12 @@ class Analyser:
             LogFeed(
                 log.path,
                 log.format,
-                options(timezone=log.timezone, year=log.year, provenance=provenance_of(log.trusted)),
+                options(
+                    timezone=log.timezone,
+                    year=log.year,
+                    provenance=provenance_of(log.trusted),
+                    verified_users=log.verified_users,
+                ),
                 parts.say,
             )
             for log in parts.logs

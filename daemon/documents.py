@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..detectors.finding import MOST_LISTED, Finding
 from .events import NS_PER_S, rfc3339
 from .masking import BLIND, Mask, looks_like_password
 
-TUPLES = ("sources", "users", "targets", "techniques", "lines", "samples", "blockable", "part_of")
+TUPLES = (
+    "sources", "users", "targets", "techniques", "lines", "samples", "blockable", "part_of", "blockable_users",
+    "refusable",
+)  # fmt: skip
 
 
 def finding_state(finding: Finding) -> dict[str, Any]:
@@ -39,6 +42,7 @@ def finding_document(finding: Finding, mask: Mask = BLIND) -> dict[str, Any]:
     hidden = [name for name in names if looks_like_password(name) and mask.hides(name)]
     for place in ("entity", "baseline", "threshold"):
         made[place] = mask.text(made[place], hidden)
+    made["blockable_users"] = shown_principals(finding.blockable_users, mask)
     made["users"] = mask.all(finding.users) if hidden else list(finding.users)
     made["samples"] = [mask.text(sample, hidden) for sample in finding.samples]
     made["figures"] = {
@@ -48,6 +52,11 @@ def finding_document(finding: Finding, mask: Mask = BLIND) -> dict[str, Any]:
     if isinstance(count, int) and count > max(MOST_LISTED, len(finding.sources)):
         made["participants"] = {"count": count, "digest": digest}
     return made
+
+
+def shown_principals(principals: Iterable[str], mask: Mask) -> list[str]:
+    """Those whose name may be shown. The others are left out: a mask is nobody who could be blocked."""
+    return [principal for principal in principals if not mask.hides(principal.partition(":")[2])]
 
 
 def action_document(action: Mapping[str, Any]) -> dict[str, Any]:

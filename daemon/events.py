@@ -193,6 +193,7 @@ class AuthBatch(_Columns):
     user: U64  # keyed hash, 0 = unknown
     service: U64
     key: U64  # opaque key id of the gateway's clients
+    verified: Bool  # of a request: its service admits no `user` whose password it has not checked
     session: U64  # hash of host, program and process id: joins the lines of one connection; 0 = none
     provenance: U8  # Provenance
     line: I64  # number of the line in its source, from 1
@@ -218,6 +219,7 @@ class AuthBatch(_Columns):
             user=np.zeros(n, np.uint64),
             service=np.zeros(n, np.uint64),
             key=np.zeros(n, np.uint64),
+            verified=np.zeros(n, np.bool_),
             session=np.zeros(n, np.uint64),
             provenance=np.full(n, Provenance.FILE, np.uint8),
             line=np.zeros(n, np.int64),

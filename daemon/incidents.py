@@ -14,7 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from ..detectors.finding import Finding, finding_id
-from .documents import action_document, finding_document, finding_from_state, finding_state, graded
+from .documents import (
+    action_document,
+    finding_document,
+    finding_from_state,
+    finding_state,
+    graded,
+    shown_principals,
+)
 from .events import NS_PER_S, rfc3339
 from .joining import MOST_JOINED_KEYS, join_keys, network_text
 from .masking import BLIND, Mask
@@ -162,8 +169,17 @@ class Incident:
         )
 
     def together(self, name: str) -> list[str]:
-        """What the findings list under `sources`, `users`, `targets` or `blockable`, each once."""
+        """What the findings list under `sources`, `users`, `targets`, `blockable` and the like, each once."""
         return sorted({text for f in self.findings.values() for text in getattr(f, name)})
+
+    def refusable(self) -> list[str]:
+        """The sources that only the authorisation endpoint can keep out."""
+        blockable = set(self.together("blockable"))
+        return [source for source in self.together("refusable") if source not in blockable]
+
+    def accused(self) -> int:
+        """How many sources and users there are to block."""
+        return len(self.together("blockable") + self.refusable() + self.together("blockable_users"))
 
     def title(self) -> str:
         lead = self.lead
@@ -196,6 +212,10 @@ class Incident:
             "users": self.mask.for_targets(targets).all(self.together("users")),
             "targets": targets,
             "blockable": self.together("blockable"),
+            "refusable": self.refusable(),
+            "blockable_users": shown_principals(
+                self.together("blockable_users"), self.mask.for_targets(targets)
+            ),
             "techniques": self.together("techniques"),
             "findings": [
                 finding_document(f, self.mask)
@@ -437,9 +457,9 @@ class Correlator:
                 self._by_key[key] = incident.id
 
     def tell(self, incident: Incident, new: bool = False, *, at_rest: bool = False) -> Change:
-        """A new revision for a new incident, kind, priority, finding or blockable source, each time the evidence
+        """A new revision for a new incident, kind, priority, finding, blockable source or user, each time the evidence
         has grown fourfold, and `at_rest` for whatever it has grown by."""
-        lead, blockable = incident.lead, len(incident.together("blockable"))
+        lead, blockable = incident.lead, incident.accused()
         now = Told(lead.kind, incident.priority, len(incident.findings), blockable, incident.weight)
         before = incident.told
         telling = at_rest or now[:4] != before[:4] or now.weight >= GROWTH * before.weight

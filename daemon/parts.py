@@ -21,6 +21,7 @@ class LogSource:
     trusted: bool = False
     timezone: str = "local"
     year: int | None = None
+    verified_users: bool = False
 
 
 @dataclass(frozen=True, slots=True)

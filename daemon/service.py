@@ -115,7 +115,8 @@ def _logs(config: Config, tell: Callable[[str], None]) -> tuple[LogSource, ...]:
     chosen = config.collectors.logs
     if chosen != "auto":
         return tuple(
-            LogSource(Path(log.path), log.format, log.trusted, log.timezone, log.year) for log in chosen
+            LogSource(Path(log.path), log.format, log.trusted, log.timezone, log.year, log.verified_users)
+            for log in chosen
         )
     found = []
     for paths, form, what in ((AUTH_LOGS, "sshd", "logins"), (ACCESS_LOGS, "nginx", "requests")):

@@ -27,7 +27,7 @@ _BITS = 512
 _MOST_DISTINCT = 1 << 20
 _NO_AMOUNTS: I64 = np.zeros((0, 2), np.int64)
 _NOTHING: I64 = np.zeros(0, np.int64)
-_MOST_LINE = (1 << 39) - 1
+_MOST_LINE = (1 << 37) - 1
 MOST_WEIGHT = (1 << 20) - 1
 
 ASK = -1
@@ -46,6 +46,7 @@ class Record(NamedTuple):
     attempts: int
     provenance: int
     blockable: bool
+    refusable: bool  # not blockable, but would be if its client were the peer
     amounts: tuple[int, int]
     distinct: int  # exact up to 32, estimated beyond
     items: tuple[bytes, ...]  # the names of the first 32 distinct ones, in order of coming
@@ -82,12 +83,23 @@ class Followed:
         return cls(serial, start_ns, before_ns, marks_of, attempts, kept, live=serial > 0)
 
 
-def marks(lines: I64, provenance: NDArray[Any], blockable: NDArray[Any], weights: I64) -> I64:
-    """What the trail keeps of each event beside item and time, packed into one number."""
+def marks(
+    lines: I64,
+    provenance: NDArray[Any],
+    blockable: NDArray[Any],
+    weights: I64,
+    refusable: NDArray[Any] | None = None,
+) -> I64:
+    """What the trail keeps of each event beside item and time, packed into one number.
+
+    `refusable` holds where `blockable` does, and where it would but for a proxy between.
+    """
     weight = np.clip(weights, 0, MOST_WEIGHT)
     packed: I64 = np.clip(lines, 0, _MOST_LINE) << 24
     packed |= provenance.astype(np.int64) << 21
     packed |= blockable.astype(np.int64) << 20
+    if refusable is not None:
+        packed |= refusable.astype(np.int64) << 61
     return packed | weight
 
 
@@ -216,9 +228,14 @@ class Campaigns:
             second,
         ) = row[:12]
         return Record(
-            serial, trigger_ns, trigger_line, start_ns, end_ns, attempts, provenance, blockable != 0,
-            (first, second), distinct, read.items, read.names, read.lines,
+            serial, trigger_ns, trigger_line, start_ns, end_ns, attempts, provenance, blockable & 1 != 0,
+            blockable == 2, (first, second), distinct, read.items, read.names, read.lines,
         )  # fmt: skip
+
+    def items(self, serial: int) -> tuple[int, ...]:
+        """The items of a campaign's record, as they were given, in the order of `Record.items`."""
+        row = self._records[serial % len(self._records)]
+        return tuple(row[60 : 60 + row[7]].tolist()) if row[0] == serial else ()
 
     def attempts(self, key: U64, now_ns: int) -> int | None:
         """Attempts of the campaign of this key that is open at that time; None where none is. Changes nothing."""

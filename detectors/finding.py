@@ -49,6 +49,12 @@ class Finding:
     trigger_source: str = ""  # of that event, where no entity says it and nobody logs in from there
     graded_ns: int = 0  # the event that made severity and confidence what they are, 0 = that at `time_ns`
     part_of: tuple[Kind, ...] = ()  # the campaigns that this event was part of; fixed from then on
+    blockable_users: tuple[
+        str, ...
+    ] = ()  # principals (`account:alice`) whose credential somebody else has or abuses
+    refusable: tuple[
+        str, ...
+    ] = ()  # those of `sources` that would be blockable but for a trusted proxy before them
     participants_digest: str = ""  # of all sources, where more than MOST_LISTED take part; hex
 
 

@@ -22,6 +22,7 @@ _STRENGTH = cython.declare(cython.Py_ssize_t, 0)  # each unit keeps an entry for
 _LAST = cython.declare(cython.Py_ssize_t, 1)  # time of the newest event; 0 in an entry that was just made
 _MOST_STRENGTH = cython.declare(cython.longlong, 64)
 _NEVER = cython.declare(cython.longlong, 0x7FFF_FFFF_FFFF_FFFF)
+_MOST_LINE = cython.declare(cython.longlong, (1 << 37) - 1)
 
 
 @cython.cfunc
@@ -1022,8 +1023,8 @@ def follow_campaigns(
     `out` columns: serial (0 = none), start, time of the last event before this one, 1 where the row is the
     campaign's last of the batch + 2 where it opened one, attempts so far, what it keeps. Table columns from 2
     on: serial, events on the trail, then the trail as a ring of mark, item, time. A record's columns: serial,
-    trigger time and line, start, end, attempts, lines, items, provenance, blockable, two amounts, 16 words of
-    a bitmap of items, lines, items, what is kept.
+    trigger time and line, start, end, attempts, lines, items, provenance, blockable + 2 if refusable, two amounts,
+    16 words of a bitmap of items, lines, items, what is kept.
     """
     i: cython.Py_ssize_t
     slot: cython.Py_ssize_t
@@ -1108,9 +1109,9 @@ def follow_campaigns(
                 records[record, column] = 0
             records[record, 0] = serial
             records[record, 1] = now
-            records[record, 2] = marks[i] >> 24
+            records[record, 2] = (marks[i] >> 24) & _MOST_LINE
             records[record, 8] = 7
-            records[record, 9] = 1 - any_blockable
+            records[record, 9] = 3 * (1 - any_blockable)
             if kept.shape[0] > 0:
                 records[record, 92] = kept[i]
             first = table[slot, 3] - ring
@@ -1135,12 +1136,12 @@ def follow_campaigns(
             if (mark >> 21) & 7 < records[record, 8]:
                 records[record, 8] = (mark >> 21) & 7
             if any_blockable:
-                records[record, 9] |= (mark >> 20) & 1
+                records[record, 9] |= ((mark >> 20) & 1) | ((mark >> 60) & 2)
             else:
-                records[record, 9] &= (mark >> 20) & 1
+                records[record, 9] &= ((mark >> 20) & 1) | ((mark >> 60) & 2)
             column = records[record, 6]
             if column < 32:
-                records[record, 28 + column] = mark >> 24
+                records[record, 28 + column] = (mark >> 24) & _MOST_LINE
                 records[record, 6] += 1
             if item == 0:
                 continue

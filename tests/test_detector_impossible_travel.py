@@ -243,6 +243,6 @@ def test_its_state_is_bounded_whoever_travels() -> None:
     ]
     detection.update(batch_of(numbered(events)))
     saved = detection.save()["impossible_travel"]
-    assert len(saved["campaigns"]["table"]["at"]) <= 64
-    assert len(saved["campaigns"]["at"]) <= 16
+    assert len(saved["journeys"]["table"]["at"]) <= 64
+    assert len(saved["journeys"]["at"]) <= 16
     assert len(saved["strangers"]["at"]) <= 64

@@ -48,6 +48,7 @@ def batch_of(events: Sequence[Event]) -> AuthBatch:
                 getattr(batch, name)[row] = hashed(str(names[name]))
         batch.line[row] = event["line"]
         batch.status[row] = event.get("status", 0)
+        batch.verified[row] = event.get("verified", False)
         batch.provenance[row] = event.get("provenance", Provenance.FILE)
     return AuthBatch(**{n: getattr(batch, n) for n in AuthBatch._columns()}, text=bytes(text))
 

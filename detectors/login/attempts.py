@@ -56,6 +56,7 @@ class Attempts:
     job: Bool  # the failures of the source are those of a job that nobody looks after, see `_job`
     private: Bool  # the source is of a private network (RFC 1918, RFC 4193), this machine or its link
     proven: Bool  # the client is its own peer, and no datagram told of it
+    vouched: Bool  # that, or it was named by a trusted proxy
     marked: I64  # what campaigns keep of the event; of a success they are only asked
     spans: I32  # [n, 2], the name of `user` in the batch's text
     logins: I64  # successes of this user at the site before this event, halved with age
@@ -209,7 +210,10 @@ class AttemptStage:
         provenance = batch.provenance[row]
         peer = batch.peer.take(row, axis=0)
         proven = (client[:, 1] == peer[:, 1]) & (client[:, 0] == peer[:, 0])
-        proven &= (family == batch.peer_family[row]) & (provenance > Provenance.NETWORK)
+        proven &= family == batch.peer_family[row]
+        # A parser names another client than the peer only where the peer is a trusted proxy.
+        vouched = (proven | (batch.peer_family[row] != 0)) & (provenance > Provenance.NETWORK)
+        proven &= vouched
         spans = batch.spans[:, _USER].take(row, axis=0)
         if keyed.any():
             spans = np.where(keyed[:, None], batch.spans[:, _KEY].take(row, axis=0), spans)
@@ -256,7 +260,8 @@ class AttemptStage:
             job=_job(rhythm, private | (first_success_ns > 0), popular),
             private=private,
             proven=proven,
-            marked=np.where(success, ASK, marks(batch.line[row], provenance, proven, failures)),
+            vouched=vouched,
+            marked=np.where(success, ASK, marks(batch.line[row], provenance, proven, failures, vouched)),
             spans=spans,
             logins=recalled.logins,
             known_user=recalled.first_ns > 0,

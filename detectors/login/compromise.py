@@ -14,7 +14,8 @@ from ..profiles import NETWORK, PUBLICKEY, RANGE, SITE_RANGE, WIDER
 from ..standing import Standing
 from ..tables import NS_PER_DAY
 from .attempts import Attempts
-from .evidence import SHARED
+from .evidence import NO_SLIP, SHARED
+from .principals import accused, is_guessable, is_keyed, principals
 
 _BY_SOURCE = "a login that succeeds from a source that has been guessing passwords"
 _BY_ACCOUNT = (
@@ -51,7 +52,7 @@ class Compromise:
     _of_sources: ClassVar[tuple[str, ...]] = ("brute_force", "password_spray", "rotation")
     _of_accounts: ClassVar[tuple[str, ...]] = ("distributed_brute_force", "credential_stuffing")
 
-    def __init__(self, typist: int = 20, newcomer: int = 5, memory_s: int = 21600) -> None:
+    def __init__(self, typist: int = 20, newcomer: int = NO_SLIP, memory_s: int = 21600) -> None:
         self._typist, self._newcomer = typist, newcomer
         self._memory_ns = memory_s * NS_PER_S
         self._campaigns = Campaigns(NS_PER_DAY, capacity=4096, records=1024, names=4096, any_blockable=True)
@@ -68,18 +69,24 @@ class Compromise:
         for name in self._of_accounts:
             attacked |= followed[name].serial > 0
         rows = np.flatnonzero((convicted | attacked) & attempts.success)
-        by_source = self._guessed(attempts, convictions, rows)
+        by_source, sprayed = self._guessed(attempts, convictions, rows)
         attacks = {name: followed[name] for name in self._of_accounts}
         by_account = self._taken(attempts, list(attacks.values()), rows)
-        return early + self._hits(attempts, rows, by_source, by_account, convicted, attacks)
+        # Others who guess the account do not accuse its user of a slip at a new place, nor is a key guessed by
+        # requests that name no key, or it: only a list of many is tried.
+        sure = (by_source > 0) | (attempts.pending[rows] >= self._newcomer)
+        sure &= np.where(is_keyed(attempts, rows), sprayed, is_guessable(attempts, rows))
+        return early + self._hits(attempts, rows, by_source, by_account, convicted, attacks, sure)
 
-    def _guessed(self, attempts: Attempts, convictions: Sequence[Followed], rows: I64) -> I64:
-        """Of the successes in `rows`: how often a guesser whose success it is had failed; 0 = it is none's."""
-        guessed = np.zeros(len(rows), np.int64)
+    def _guessed(self, attempts: Attempts, convictions: Sequence[Followed], rows: I64) -> tuple[I64, Bool]:
+        """Of the successes in `rows`: how often a guesser whose success it is had failed, 0 = it is none's; and
+        whether it is that of one who tried many users.
+        """
+        guessed, sprayed = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.bool_)
         pending, first, job = attempts.pending[rows], attempts.first_success_ns[rows], attempts.job[rows]
         # Whoever guesses passwords does not come in by the key of a user who has one, at the first try.
         by_key = (attempts.method[rows] == PUBLICKEY) & (attempts.recalled.by_key[rows] > 0) & (pending == 0)
-        for conviction in convictions:
+        for name, conviction in zip(self._of_sources, convictions, strict=True):
             # A guesser's own hits make no office: it takes three users to be shared from then on.
             shared = (conviction.kept[rows] >= SHARED) | (attempts.credit[rows] > SHARED)
             home = (first > 0) & (first < conviction.start_ns[rows])
@@ -87,7 +94,9 @@ class Compromise:
             own = ~home & ~job & ~by_key & (live | (pending >= self._newcomer))
             hit = (conviction.serial[rows] > 0) & np.where(shared, live & (pending >= self._typist), own)
             guessed = np.maximum(guessed, np.where(hit, conviction.attempts[rows], 0))
-        return guessed
+            if name == "password_spray":
+                sprayed |= hit
+        return guessed, sprayed
 
     def _taken(self, attempts: Attempts, attacks: Sequence[Followed], rows: I64) -> I64:
         """Of the successes in `rows`: the failures of those who guess this account, where it is one of them who
@@ -115,7 +124,9 @@ class Compromise:
         by_account: I64,
         convicted: Bool,
         attacks: Mapping[str, Followed],
+        sure: Bool,
     ) -> list[Finding]:
+        """`sure`: of the successes in `rows`, those that would accuse their user."""
         failures = np.maximum(by_source, by_account)
         hit = failures > 0
         rows, by_source, failures = rows[hit], by_source[hit], failures[hit]
@@ -127,8 +138,9 @@ class Compromise:
         order = np.argsort(np.concatenate((rows, later)), kind="stable")
         rows = np.concatenate((rows, later))[order]
         success = attempts.success[rows]
-        by_source, failures = (
-            np.concatenate((c, np.zeros_like(later)))[order] for c in (by_source, failures)
+        by_source, failures, sure = (
+            np.concatenate((c, np.zeros(len(later), c.dtype)))[order]
+            for c in (by_source, failures, sure[hit])
         )
         time_ns = attempts.time_ns[rows]
         provenance = attempts.batch.provenance[attempts.row[rows]]
@@ -137,8 +149,14 @@ class Compromise:
             np.where(attempts.pair[rows] == 0, attempts.source[rows], attempts.pair[rows]),
             time_ns,
             success,
-            marks(attempts.line[rows], provenance, attempts.proven[rows], success.astype(np.int64)),
-            np.where(success, attempts.user[rows], np.uint64(0)),
+            marks(
+                attempts.line[rows],
+                provenance,
+                attempts.proven[rows],
+                success.astype(np.int64),
+                attempts.vouched[rows],
+            ),
+            np.where(success, accused(attempts, rows, sure), np.uint64(0)),
             attempts.spans[rows],
             attempts.batch.text,
             time_ns,
@@ -157,7 +175,8 @@ class Compromise:
             }
 
         return [
-            self._finding(*grown) for grown in self._campaigns.grown(followed, story_of, attempts.news(rows))
+            self._finding(*grown, self._campaigns.items(grown[0].serial))
+            for grown in self._campaigns.grown(followed, story_of, attempts.news(rows))
         ]
 
     def _early_hits(
@@ -174,6 +193,9 @@ class Compromise:
         rows = np.flatnonzero(opened | came_in)
         if not len(rows):
             return []
+        # That others fail from there afterwards, or that user, accuses nobody but who had failed there before.
+        sure = (attempts.pending[rows] >= self._newcomer) & is_guessable(attempts, rows)
+        sure &= ~is_keyed(attempts, rows)
         # Only what came in carries an item, so a campaign without items is one of which nothing need be said.
         followed = self._early.update(
             attempts.source[rows],
@@ -184,8 +206,9 @@ class Compromise:
                 attempts.batch.provenance[attempts.row[rows]],
                 attempts.proven[rows],
                 came_in[rows].astype(np.int64),
+                attempts.vouched[rows],
             ),
-            np.where(came_in[rows], attempts.user[rows], np.uint64(0)),
+            np.where(came_in[rows], accused(attempts, rows, sure), np.uint64(0)),
             attempts.spans[rows],
             attempts.batch.text,
             start_ns[rows],
@@ -198,17 +221,23 @@ class Compromise:
             return told | {"failures": failures, "threshold": _BY_SOURCE, "part_of": ()}
 
         return [
-            self._finding(record, {**story, "user": record.names[0] if len(record.names) == 1 else ""})
+            self._finding(
+                record,
+                {**story, "user": record.names[0] if len(record.names) == 1 else ""},
+                self._early.items(record.serial),
+            )
             for record, story in self._early.grown(followed, story_of, attempts.news(rows))
             if record.items
         ]
 
-    def _finding(self, record: Record, story: dict[str, Any]) -> Finding:
+    def _finding(self, record: Record, story: dict[str, Any], items: tuple[int, ...]) -> Finding:
         source, user = story["entity"], story["user"]
         shared = max(story["credit"], story["credit_now"])
         # Anybody can have an account guessed by others while its user travels.
         bystander = story["threshold"] == _BY_ACCOUNT and not story["own_failures"]
         own = story["at_home"] and record.amounts[0] >= _WENT_ON
+        alone = shared < SHARED
+        whole = user if "own_failures" in story else ""
         return Finding(
             id=story["id"],
             detector=self.name,
@@ -238,7 +267,9 @@ class Compromise:
             trigger_line=record.trigger_line,
             part_of=tuple(story.get("part_of", ())),
             provenance=record.provenance,
-            blockable=(source,) if record.blockable and shared < SHARED and not bystander else (),
+            blockable=(source,) if record.blockable and alone and not bystander else (),
+            refusable=(source,) if record.refusable and alone and not bystander else (),
+            blockable_users=principals(record.items, items, whole) if alone and not own else (),
         )
 
     def standing(self, convicted: bool) -> list[Standing]:
@@ -248,8 +279,8 @@ class Compromise:
         return [Standing(self.name, said, figure=int(convicted), threshold=1, unit="convictions")]
 
     def save(self) -> dict[str, Any]:
-        return {"campaigns": self._campaigns.save(), "early": self._early.save()}
+        return {"logins": self._campaigns.save(), "early": self._early.save()}
 
     def load(self, state: dict[str, Any]) -> None:
-        self._campaigns.load(state["campaigns"])
+        self._campaigns.load(state["logins"])
         self._early.load(state["early"])

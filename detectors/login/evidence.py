@@ -14,6 +14,8 @@ from ..finding import Finding, Kind
 
 DOOR = 1 << 20
 """Sources that are remembered after a single failure, until they fail again or a million others have."""
+NO_SLIP = 5
+"""Failures of a user at a place that is new for that user, from which on a success is that of no slip."""
 SHARED = 2
 """Users who log in from a source from which on it is shared."""
 
@@ -62,11 +64,12 @@ def source_finding(
 ) -> Finding:
     """The finding of a campaign whose entity is its source; `story` as `Attempts.story_of` and `news` give it.
 
-    A source from which several users log in is never blockable: that is for a person to decide. Nor is a job.
+    A source from which several users log in is neither blockable nor refusable: that is for a person to decide. Nor
+    is a job.
     """
     entity, credit = story["entity"], max(story["credit"], story["credit_now"])
     stale, job = story["at_home"] and record.distinct == 1, story["job"]
-    baseline = story["baseline"]
+    baseline, clear = story["baseline"], credit < SHARED and not (stale or job)
     if job:
         baseline += "; one user, at a fixed period or with a refused key alone: a job that nobody looks after"
     elif stale:
@@ -99,5 +102,6 @@ def source_finding(
         samples=story["samples"],
         trigger_line=record.trigger_line,
         provenance=record.provenance,
-        blockable=(entity,) if record.blockable and credit < SHARED and not (stale or job) else (),
+        blockable=(entity,) if record.blockable and clear else (),
+        refusable=(entity,) if record.refusable and clear else (),
     )

@@ -17,6 +17,7 @@ from ..standing import Standing
 from ..tables import NS_PER_DAY, DistinctCounter
 from .attempts import Attempts
 from .evidence import SHARED
+from .principals import accused, is_keyed, principals
 
 _EARTH_KM = 6371.0  # mean radius (IUGG)
 _HOUR_NS = 3600 * NS_PER_S
@@ -86,6 +87,7 @@ class ImpossibleTravel:
         ones = np.ones(len(rows), np.int64)
         seen = self._strangers.update(users, strangers, time_ns, ones.astype(np.int8))[:, 0]
         here, known = strangers == attempts.source[rows], attempts.logins[rows] >= _KNOWN
+        clear = here & (seen <= 3) & known & (attempts.credit[rows] < SHARED)
         followed = self._campaigns.update(
             join_keys(users, strangers),
             time_ns,
@@ -93,10 +95,11 @@ class ImpossibleTravel:
             marks(
                 attempts.line[rows],
                 attempts.batch.provenance[attempts.row[rows]],
-                attempts.proven[rows] & here & (seen <= 3) & known & (attempts.credit[rows] < SHARED),
+                attempts.proven[rows] & clear,
                 ones,
+                attempts.vouched[rows] & clear,
             ),
-            users,
+            accused(attempts, rows, attempts.vouched[rows] & clear & ~is_keyed(attempts, rows)),
             attempts.spans[rows],
             attempts.batch.text,
             time_ns,
@@ -195,6 +198,8 @@ class ImpossibleTravel:
             provenance=record.provenance,
             trigger_line=record.trigger_line,
             blockable=(source,) if record.blockable else (),
+            refusable=(source,) if record.refusable else (),
+            blockable_users=principals(record.items, self._campaigns.items(record.serial), user),
         )
 
     def standing(self, convicted: bool) -> list[Standing]:
@@ -203,14 +208,14 @@ class ImpossibleTravel:
 
     def save(self) -> dict[str, Any]:
         return {
-            "campaigns": self._campaigns.save(),
+            "journeys": self._campaigns.save(),
             "strangers": self._strangers.save(),
             "guessers": np.array(list(self._guessers.items()), np.uint64).reshape(-1, 2),
             "seen": self._seen,
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        self._campaigns.load(state["campaigns"])
+        self._campaigns.load(state["journeys"])
         self._strangers.load(state["strangers"])
         guessers: U64 = state["guessers"]
         self._guessers = dict(guessers.tolist())

@@ -13,6 +13,8 @@ from ..finding import EntityType, Finding, Kind, finding_id
 from ..standing import Standing
 from ..tables import NS_PER_DAY, WindowCounter
 from .attempts import Attempts
+from .evidence import NO_SLIP
+from .principals import ACCOUNT, SUBJECT, accused, is_guessable, principal
 
 _CELLS = 12
 _CLUMSY = 2  # denied prompts that a person comes to in one visit
@@ -79,6 +81,7 @@ class MfaFatigue:
                 attempts.batch.provenance[attempts.row[rows]],
                 attempts.proven[rows] & (attempts.credit[rows] == 0),
                 denied,
+                attempts.vouched[rows] & (attempts.credit[rows] == 0),
             ),
         )
         found: list[Finding] = []
@@ -133,11 +136,13 @@ class MfaFatigue:
                 attempts.batch.provenance[attempts.row[rows]],
                 attempts.proven[rows] & (attempts.credit[rows] == 0),
                 np.ones(len(rows), np.int64),
+                attempts.vouched[rows] & (attempts.credit[rows] == 0),
             ),
             attempts.source[rows],
             spans,
             text,
             attempts.time_ns[rows],
+            self._accused(attempts, rows),
         )
 
         def story_of(at: int) -> dict[str, Any]:
@@ -149,6 +154,15 @@ class MfaFatigue:
             }
 
         return [self._acceptance(*grown) for grown in self._accepted.grown(followed, story_of)]
+
+    @staticmethod
+    def _accused(attempts: Attempts, rows: I64) -> I64:
+        """Which logins accuse an account, and which a subject (`int64[n, 2]`): those from where nobody had logged in
+        and this user had failed too often for a slip. Others may be the user's own, who travels meanwhile.
+        """
+        sure = (attempts.pending[rows] >= NO_SLIP) & (attempts.credit[rows] == 0)
+        kind = accused(attempts, rows, sure & is_guessable(attempts, rows)) & np.uint64(3)
+        return np.stack((kind == ACCOUNT, kind == SUBJECT), axis=1).astype(np.int64)
 
     def _opened(self, attempts: Attempts, row: int, pace: _Pace, strange: bool) -> dict[str, Any]:
         limit = pace.strange if strange else pace.known
@@ -201,6 +215,7 @@ class MfaFatigue:
             provenance=record.provenance,
             trigger_source="" if story["credit"] else story["entity"],
             blockable=record.names if record.blockable else (),
+            refusable=record.names if record.refusable else (),
         )
 
     def _acceptance(self, record: Record, story: dict[str, Any]) -> Finding:
@@ -232,6 +247,12 @@ class MfaFatigue:
             provenance=record.provenance,
             trigger_source="" if story["credit"] else story["entity"],
             blockable=record.names if record.blockable else (),
+            refusable=record.names if record.refusable else (),
+            blockable_users=tuple(
+                name
+                for kind, times in zip(("account", "subject"), record.amounts, strict=True)
+                if times and (name := principal(kind, story["user"]))
+            ),
         )
 
     def standing(self, source: U64, credit: int, now_ns: int) -> list[Standing]:

@@ -74,6 +74,7 @@ class NewAccess:
         if not len(rows):
             return []
         medium = _is_medium(signs)
+        clear = medium & (attempts.credit[rows] == 0)
         time_ns, ones = attempts.time_ns[rows], np.ones(len(rows), np.int64)
         followed = self._campaigns.update(
             join_keys(attempts.pair[rows], medium.astype(np.uint64)),
@@ -82,8 +83,9 @@ class NewAccess:
             marks(
                 attempts.line[rows],
                 attempts.batch.provenance[attempts.row[rows]],
-                attempts.proven[rows] & medium & (attempts.credit[rows] == 0),
+                attempts.proven[rows] & clear,
                 ones,
+                attempts.vouched[rows] & clear,
             ),
             attempts.user[rows],
             attempts.spans[rows],
@@ -168,6 +170,7 @@ class NewAccess:
             provenance=record.provenance,
             trigger_line=record.trigger_line,
             blockable=(source,) if record.blockable else (),
+            refusable=(source,) if record.refusable else (),
         )
 
     def standing(self, convicted: bool) -> list[Standing]:

@@ -191,6 +191,7 @@ class Rotation:
             trigger_line=record.trigger_line,
             # Who shares the network with the guesser is cut off with him: only where nobody is known to.
             blockable=(entity,) if record.blockable and not credit else (),
+            refusable=(entity,) if record.refusable and not credit else (),
         )
 
     def save(self) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class ParserOptions:
     hash_key : 16 bytes under which texts are hashed (`scan.keyed_hash`)
     trusted_proxies : networks whose `X-Forwarded-For` is believed
     provenance : how far the lines can be trusted
+    verified_users : whether the service of an access log lets no user in whose password it has not checked
     """
 
     year: int | None = None
@@ -34,6 +35,7 @@ class ParserOptions:
     hash_key: bytes = b"\0" * 16
     trusted_proxies: tuple[str, ...] = ()
     provenance: Provenance = Provenance.FILE
+    verified_users: bool = False
     received_ns: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

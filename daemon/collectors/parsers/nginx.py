@@ -70,6 +70,7 @@ class NginxParser:
         rows, misses, lines = self._scanner.access(chunk, first_line, batch, missed, forwarded)
         batch, forwarded, unparsed = batch.take(slice(0, rows)), forwarded[:rows], missed[:misses]
         batch.provenance[:] = self._options.provenance
+        batch.verified[:] = self._options.verified_users
         batch.service[:] = self._service
         batch.spans[:, SERVICE] = len(chunk), len(text)
         of_json = np.flatnonzero(forwarded[:, 0] == JSON_LINE)
