@@ -298,7 +298,9 @@ def test_the_order_of_playbooks_does_not_matter() -> None:
 )
 def test_the_shipped_playbooks_answer_as_they_say(kind: str, done: list[str]) -> None:
     accused = ["account:root"] if kind == "account_compromise" else []
-    found = Engine(load_playbooks()).decide(incident(kind=kind, blockable_users=accused), context())
+    proven = [{"provenance": 2, "sources": [SOURCE], "blockable": [SOURCE], "blockable_users": accused}]
+    about = incident(kind=kind, blockable_users=accused, findings=proven)
+    found = Engine(load_playbooks()).decide(about, context())
     assert [d.action for d in found if d.state == "act"] == done
 
 
