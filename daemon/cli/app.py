@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "incidents": ("incidents",),
     "blocks": ("blocks", "block", "unblock"),
     "approvals": ("approvals",),
+    "actions": ("actions",),
     "signed": ("signed",),
     "explain": ("explain",),
     "playbook": ("playbook",),

@@ -58,7 +58,9 @@ def main(argv: Sequence[str]) -> int:
 
     from ..replay import Replay
 
-    run = Replay(_config(options.config), format=options.format, year=options.year, local=options.local)
+    run = Replay(
+        config_or_none(options.config), format=options.format, year=options.year, local=options.local
+    )
     for file in options.files:
         with _progress(file) as progress:
             run.read(file, progress)
@@ -85,7 +87,7 @@ def _year(text: str) -> int:
     return int(text)
 
 
-def _config(path: Path | None) -> Config | None:
+def config_or_none(path: Path | None) -> Config | None:
     """None, the defaults, where no file is named and the default one does not exist: the schema loads slowly."""
     if path is None and not Path(FOLDER, "gatewatch.yaml").exists():
         return None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .options import ConfigOption, JsonOption, StateOption, load_config, socket_path, store_path
 from .output import json_line, printable, seconds
+
+STATES = {"would": "would have been done", "waiting": "waited for a person or for the wire"}
+MOST_HITS = 20
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,9 +23,26 @@ def register(app: typer.Typer) -> None:
     app.command()(status)
 
 
-def status(config: ConfigOption = None, state: StateOption = None, as_json: JsonOption = False) -> None:
-    """Show what Gatewatch does at this moment; exit code 1 where a part of it does not answer."""
+def status(
+    config: ConfigOption = None,
+    state: StateOption = None,
+    since: Annotated[
+        str,
+        typer.Option(
+            "--since", metavar="TIME", help="What was done, or would have been, in so long: 24h, 7d."
+        ),
+    ] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Show what Gatewatch does at this moment; exit code 1 where a part of it does not answer.
+
+    With `--since` it shows what a period came to: incidents, blocks that were or would have been made, and which
+    clients and users that had lately succeeded they hit or would have hit.
+    """
     settings = load_config(config, state)
+    if since:
+        _period(settings, since, as_json)
+        return
     found = {**analyser(settings), **enforcer(socket_path(settings))}
     if as_json:
         print(json_line(found))
@@ -32,6 +52,54 @@ def status(config: ConfigOption = None, state: StateOption = None, as_json: Json
     enforces = found["health"] and found["health"]["mode"] == "enforce"
     if found["analyser"] != "running" or (enforces and found["enforcer"] != "running"):
         raise typer.Exit(1)
+
+
+def _period(settings: Config, since: str, as_json: bool) -> None:
+    from ..events import rfc3339
+    from ..store import Store
+    from .actions import since_ns, summary
+
+    start_ns = since_ns(since)
+    store = Store.open_readonly(store_path(settings))
+    incidents = store.incidents(since_ns=start_ns, limit=100_000)
+    kinds: dict[str, int] = {}
+    for incident in incidents:
+        kinds[incident["priority"]] = kinds.get(incident["priority"], 0) + 1
+    health = store.get("health") or {}
+    found = {
+        "since": rfc3339(start_ns),
+        "mode": health.get("mode", settings.mode),
+        "incidents": {p: kinds[p] for p in ("critical", "high", "medium", "low", "info") if p in kinds},
+        **summary(store.actions_since(start_ns)),
+    }
+    if as_json:
+        print(json_line(found))
+        return
+    for line in period_text(found, since):
+        print(printable(line))
+
+
+def period_text(found: dict[str, Any], since: str) -> list[str]:
+    """A period for people."""
+    counts = ", ".join(f"{n} {p}" for p, n in found["incidents"].items()) or "none"
+    lines = [f"the last {since}, {found['mode']} mode", f"incidents  {counts}"]
+    for name, states in found["actions"].items():
+        said = ", ".join(f"{n} {STATES.get(s, s)}" for s, n in sorted(states.items()))
+        lines.append(f"  {name:18} {said}, on {found['targets'][name]} different targets")
+    if not found["actions"]:
+        lines.append("  nothing was done, and nothing would have been")
+    hits = found["hits"]
+    lines.append(f"hit        {len(hits)} clients or users that had lately succeeded{':' if hits else ''}")
+    for hit in hits[:MOST_HITS]:
+        last = hit["actions"][-1]
+        until = f" until {seconds(last['until'])}" if last.get("until") else ""
+        lines.append(
+            f"  {hit['name']}: {last['action']} {last['target']} at {seconds(last['time'])}{until}, "
+            f"{STATES.get(last['state'], last['state'])} ({last['playbook']}, incident {last['incident']})"
+        )
+    if len(hits) > MOST_HITS:
+        lines.append(f"  and {len(hits) - MOST_HITS} more; --json has all")
+    return lines
 
 
 def analyser(settings: Config) -> dict[str, Any]:
