@@ -21,6 +21,8 @@ PRIORITIES = {
     "refusals": "high",
     "block": "info",
     "unblock": "info",
+    "block_user": "info",
+    "unblock_user": "info",
     "import": "info",
     "start": "info",
     "stop": "info",
@@ -28,13 +30,15 @@ PRIORITIES = {
     "proof": "info",  # high where something is not proven
     "damaged": "critical",
 }
-"""By what was done; anything else (healed, asked for, granted, denied, signed, torn) is medium."""
-BUSY_RAILS = ("most_new_per_minute", "most_blocks")
+"""By what was done; anything else (healed, asked for, agreed to, granted, denied, expired, signed, torn) is medium."""
+BUSY_RAILS = ("most_new_per_minute", "most_blocks", "most_users", "most_waiting")
 """Limits that the analyser itself reaches in a large attack. Every other refusal of its requests is a sign that
 somebody else speaks with its rights."""
 WORDS = {
     "block": "blocked",
     "unblock": "unblocked",
+    "block_user": "blocked",
+    "unblock_user": "unblocked",
     "import": "blocks imported",
     "kill": "kill switch engaged for",
     "grow": "kill switch follows new addresses of",
@@ -42,8 +46,10 @@ WORDS = {
     "healed": "mended what others had changed in the kernel",
     "proof": "kill switch tried from outside:",
     "ask": "approval asked for:",
-    "grant": "approval granted",
-    "deny": "approval denied",
+    "agree": "approval agreed to by one person, needs another:",
+    "grant": "approval granted:",
+    "deny": "approval denied:",
+    "expired": "nobody answered in time, approval expired:",
     "signed": "signed command taken",
     "refusals": "more requests refused",
     "torn": "the last line of the enforcer's journal was torn, and cut off",
@@ -52,12 +58,14 @@ WORDS = {
     "start": "the enforcer started",
     "stop": "the enforcer stopped",
 }
+ANSWERS = frozenset({"agree", "grant", "deny", "expired"})
+"""Entries that name a request by its id."""
 MOST_LISTED = 32
 MOST_TEXT = 500
 FIELDS_OF_THEIR_OWN = frozenset(
     {
         "seq", "wall", "boot", "boot_id", "do", "by", "reason", "why", "rail", "address", "endpoints", "asked",
-        "what", "request",
+        "user", "kind", "what", "request",
     }
 )  # fmt: skip
 """What has a place in the document; other fields are listed under `what`."""
@@ -108,6 +116,8 @@ def entry_document(entry: Mapping[str, Any], sequence: int, head: str) -> dict[s
     reason = text(entry.get("why") or entry.get("reason") or asked.get("reason"))
     action = text(asked.get("request")) or "request" if do == "refused" else do
     target = _target(entry) or _target(asked)
+    if do in ANSWERS:
+        target = text(entry.get("id"))
     priority = PRIORITIES.get(do, "medium")
     if do == "refused" and by == "analyser" and rail not in BUSY_RAILS:
         priority = "high"
@@ -120,7 +130,7 @@ def entry_document(entry: Mapping[str, Any], sequence: int, head: str) -> dict[s
         sequence,
         head,
         action=action,
-        title=_title(do, action, target, by, reason, rail),
+        title=_title(do, action, text(asked.get("request")), target, by, reason, rail),
         priority=priority,
         outcome="refused" if do in ("refused", "refusals") else "done",
         by=by,
@@ -136,16 +146,21 @@ def key_of(sequence: int, head: str) -> str:
     return f"enforcer-{sequence}-{head[:12]}"
 
 
-def _title(do: str, action: str, target: str, by: str, reason: str, rail: str) -> str:
-    said = f"refused: {action} {target}" if do == "refused" else f"{WORDS.get(do, do)} {target}"
+def _title(do: str, action: str, asked: str, target: str, by: str, reason: str, rail: str) -> str:
+    if do == "refused":
+        said = f"refused: {action} {target}"
+    else:
+        said = f"{WORDS.get(do, do)} {asked} {target}" if asked else f"{WORDS.get(do, do)} {target}"
     said = said.rstrip() + (f" by {by}" if by else "") + (f": {reason}" if reason else "")
     return f"{said} (rail {rail})" if rail else said
 
 
 def _target(of: Mapping[str, Any]) -> str:
-    """An address, or the names of endpoints."""
+    """An address, a user, or the names of endpoints."""
     if of.get("address"):
         return text(of["address"])
+    if of.get("user"):
+        return text(f"{text(of.get('kind') or 'any')}:{text(of['user'])}")
     endpoints = of.get("endpoints")
     names = list(endpoints)[:MOST_LISTED] if isinstance(endpoints, Mapping | list) else []
     return text(", ".join(map(str, names)))

@@ -61,6 +61,7 @@ class Rig:
         self._rails = rails
         self.output = lab.folder / f"{Path(sys.executable).name}.out"
         self.process: subprocess.Popen[bytes] | None = None
+        self.denied_gid = 0
 
     def __enter__(self) -> Rig:
         shutil.rmtree(self.state, ignore_errors=True)
@@ -82,6 +83,7 @@ class Rig:
     def launch(self, *before: str) -> None:
         """Start it and do not wait until it answers."""
         words = ["--state", self.state, "--rails", self.rails, "--analyser-uid", str(ANALYSER_UID)]
+        words += ["--denied-gid", str(self.denied_gid)]
         self.process = self.lab.popen_in(
             "gateway", [*before, sys.executable, "-m", "gatewatch.daemon.enforcer", *words]
         )

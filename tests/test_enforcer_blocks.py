@@ -146,8 +146,9 @@ def test_the_analyser_may_block_for_a_time_and_take_back_its_own(rig: Rig) -> No
         {"request": "drill_start", "endpoints": [], "seconds": 1},
     )
     assert [a.get("rail", "ok") for a in answers] == [
-        "ttl", "ok", "ok", "owner", "ok", "kill_without_person", "ok", "release", "drill",
+        "ttl", "ok", "ok", "owner", "ok", "ok", "ok", "release", "drill",
     ]  # fmt: skip
+    assert (answers[5]["needs"], "engaged" in answers[5]) == (1, False), "a person has to agree"
     assert [(b["address"], b["owner"]) for b in rig.enforcer().blocks()] == [("198.18.0.1", "operator")]
 
 

@@ -10,7 +10,8 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from pathlib import Path
 
 import pytest
-from gatewatch.daemon.enforcer.authority import Authority, Caller
+from gatewatch.daemon.enforcer.authority import Authority
+from gatewatch.daemon.enforcer.callers import Caller
 from gatewatch.daemon.enforcer.journal import Journal
 from gatewatch.daemon.enforcer.kernel import blocktable, conntrack
 from gatewatch.daemon.enforcer.kernel.elements import Elements, MissingError, read

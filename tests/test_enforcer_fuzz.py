@@ -16,7 +16,7 @@ SECONDS = 60
 
 PLANTED = {
     "a rail that lets everything pass": (
-        "from gatewatch.daemon.enforcer import authority; authority.refusal = lambda *_: None",
+        "from gatewatch.daemon.enforcer import blocks; blocks.refusal = lambda *_: None",
         '{"request": "block", "address": "10.1.0.9", "ttl_s": 60, "reason": "x"}',
     ),
     "a fault in a handler": (
@@ -24,7 +24,7 @@ PLANTED = {
         '{"request": "block", "address": "203.0.113.9", "ttl_s": 60, "reason": "x"}',
     ),
     "an analyser that may release": (
-        "life.authority._do_release = lambda ask, by: life.authority.killswitch.release([], 'x', 'x')",
+        "life.authority.work['release'] = lambda ask, by: life.authority.killswitch.release([], 'x', 'x')",
         '{"request": "release", "reason": "x"}',
     ),
     "a limit on messages that is none": (

@@ -50,7 +50,7 @@ def test_a_release_takes_two_different_people(rig: Rig) -> None:
     assert engaged["ok"] and engaged["proven"]
     (asked,) = rig.ask_as(ALICE, RELEASE, groups=GROUP)
     name = asked["pending"]
-    assert asked["needs"] == f"another person: gatewatch approvals grant {name}"
+    assert asked["needs"] == 1
     again, granted = rig.ask_as(ALICE, RELEASE, {"request": "grant", "id": name}, groups=GROUP)
     assert again["pending"] == name
     assert granted["rail"] == "two_people"

@@ -12,6 +12,7 @@ from gatewatch.daemon.enforcer.protocol import REQUESTS, MalformedError, encode
 from gatewatch.daemon.enforcer.protocol import parse as parse_message
 from gatewatch.daemon.enforcer.rails import (
     PREFIXES,
+    ROOT,
     Limits,
     Service,
     load,
@@ -50,6 +51,10 @@ def test_the_shipped_file_is_valid_and_every_default_in_it_is_true(repository: P
         "backs",
         "kill_",
         "cut_helper",
+        "accounts_helper",
+        'never_block_users = ["',
+        "allowed",
+        "restrict_without_person",
         "namespaces =",
         "public_key",
     )
@@ -60,7 +65,9 @@ def test_the_shipped_file_is_valid_and_every_default_in_it_is_true(repository: P
     assert not endpoint.kill_without_person
     assert endpoint.namespaces == ("/run/netns/models", "/run/docker/netns/*")
     assert [s.name for s in shown.signers] == ["alice"]
-    assert not shown.two_people and not shown.cut_helper
+    assert not shown.two_people and not shown.cut_helper and not shown.accounts_helper
+    assert shown.never_block_users == (ROOT, ("any", "breakglass"), ("key", "k-0011223344556677"))
+    assert endpoint.allowed == (ip_network("203.0.113.0/24"),) and not endpoint.restrict_without_person
     assert [str(s) for s in endpoint.services] == ["*:443/tcp", "[2001:db8::1]:443/udp", "127.0.0.1:8000/tcp"]
 
 

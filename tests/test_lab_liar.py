@@ -26,6 +26,7 @@ pytestmark = pytest.mark.lab
 GATEWAY, MANAGEMENT, BALANCER = HOSTS["gateway"], HOSTS["management"], HOSTS["balancer"]
 SINK, NAME_SERVER, NAME_SERVER_V6 = HOSTS["outside"].v4, "198.51.100.53", "2001:db8:0:3::53"
 OPERATORS_BLOCK = "198.18.255.1"
+OPERATORS_USER = "eve"
 LIE_RAILS = RAILS.replace(
     f'management = ["{MANAGEMENT.v4}/32"]',
     f'management = ["{MANAGEMENT.v4}/32", "{MANAGEMENT.v6}/128"]\nsinks = ["{SINK}/32"]',
@@ -71,10 +72,24 @@ OTHERS = [
     ({"request": "release", "endpoints": ["models"], "reason": "a lie"}, "release"),
     ({"request": "drill_start", "seconds": 60}, "drill"),
     ({"request": "drill_stop"}, "drill"),
-    ({"request": "kill", "reason": "a lie", "endpoints": ["models"]}, "kill_without_person"),
     ({"request": "kill", "reason": "a lie", "endpoints": ["spared"]}, "kill_switch"),
     ({"request": "kill", "reason": "a lie", "endpoints": ["nothing of the kind"]}, "endpoint"),
     ({"request": "import", "blocks": [["203.0.113.66", 600]], "reason": "a lie"}, "import"),
+    ({**BLOCK, "address": HOSTS["management"].v4, "approval": 1, "hits": "nobody at all"}, "management"),
+    ({**BLOCK, "address": "0.0.0.0/0", "where": "gateway"}, "smallest_prefix_ipv4"),
+    ({"request": "block_user", "user": "mallory", "reason": "for ever"}, "ttl"),
+    ({"request": "block_user", "user": "mallory", "ttl_s": 3601, "reason": "a lie"}, "longest_ttl_s"),
+    ({"request": "block_user", "user": "root", "ttl_s": 60, "reason": "a lie"}, "never_block_users"),
+    (
+        {"request": "block_user", "user": "root", "kind": "account", "ttl_s": 60, "reason": "a lie"},
+        "never_block_users",
+    ),
+    (
+        {"request": "block_user", "user": "root", "ttl_s": 60, "reason": "a lie", "approval": 1},
+        "never_block_users",
+    ),
+    ({"request": "unblock_user", "user": OPERATORS_USER, "reason": "a lie"}, "owner"),
+    ({"request": "kill", "reason": "a lie", "endpoints": ["spared"], "approval": 2}, "kill_switch"),
     ({"request": "grant", "id": "1"}, "two_people"),
     ({"request": "deny", "id": "1"}, "two_people"),
     ({"request": "signed", "command": "release", "signer": "nobody", "signature": "AAAA"}, "signature"),
@@ -210,6 +225,7 @@ def done(process: subprocess.Popen[str]) -> Any:
 
 def test_every_lie_is_refused_by_its_rail_and_written_down(rig: Rig) -> None:
     rig.enforcer().block(OPERATORS_BLOCK, ttl_s=600, reason="by a person")
+    rig.enforcer().block_user(OPERATORS_USER, ttl_s=600, reason="by a person")
     rig.enforcer().kill(["models"], "by a person")
     answers = rig.ask_as(ANALYSER_UID, *(ask for ask, _ in LIES))
     wrong = [
@@ -219,7 +235,9 @@ def test_every_lie_is_refused_by_its_rail_and_written_down(rig: Rig) -> None:
     ]
     assert wrong == []
     assert [b["address"] for b in rig.enforcer().blocks()] == [OPERATORS_BLOCK]
+    assert [u["user"] for u in rig.enforcer().users()] == [OPERATORS_USER]
     assert [k["endpoint"] for k in rig.enforcer().status()["kills"]] == ["models"]
+    assert list(rig.enforcer().approvals()) == []
     written = [e for e in rig.journal() if e["do"] == "refused"]
     assert [(e["rail"], e["by"]) for e in written] == [(rail, "analyser") for _, rail in LIES[: len(written)]]
     rig.stop()
@@ -326,7 +344,7 @@ def test_every_lie_is_told_to_the_sinks(lab: Lab) -> None:
         ({**BLOCK, "address": "0.0.0.0/0"}, "smallest_prefix_ipv4"),
         ({**BLOCK, "address": BALANCER.v4}, "proxies"),
         ({"request": "release", "reason": "a lie"}, "release"),
-        ({"request": "kill", "endpoints": ["chat"], "reason": "a lie"}, "kill_without_person"),
+        ({"request": "block_user", "user": "root", "ttl_s": 60, "reason": "a lie"}, "never_block_users"),
         ({"request": "what?"}, "protocol"),
     ]
     more = 200

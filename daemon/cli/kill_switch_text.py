@@ -92,10 +92,15 @@ def _with_times(said: dict[str, Any]) -> dict[str, Any]:
     return {**said, **{k: rfc3339(ns) for k, ns in stamps.items()}}
 
 
+def others(count: int) -> str:
+    """How many more have to agree."""
+    return "another person" if count == 1 else f"{count} other persons"
+
+
 def _pending(action: str, said: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (f"NOT YET: {action}", f"waits as {said['pending']} for {said['expires_s'] // 60} minutes"),
-        ("needs", said["needs"]),
+        ("needs", f"{others(said['needs'])}: gatewatch approvals grant {said['pending']}"),
     ]
 
 

@@ -45,14 +45,18 @@ def key(
 
 def make(
     action: Annotated[
-        str, typer.Argument(metavar="ACTION", help="block, unblock, kill, release, grant or deny.")
+        str,
+        typer.Argument(
+            metavar="ACTION",
+            help="block, unblock, block_user, unblock_user, kill, release, grant or deny.",
+        ),
     ],
     private: KeyOption,
     signer: Annotated[str, typer.Option("--signer", metavar="NAME", help="The name in the rails.")],
     target: Annotated[str, typer.Option("--target", metavar="HOST", help="The gateway's host name.")],
     value: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[VALUE]...", help="Endpoints, an address, or the id to grant."),
+        typer.Argument(metavar="[VALUE]...", help="Endpoints, an address, a user (KIND:NAME), or the id."),
     ] = None,
     reason: Annotated[str, typer.Option("--reason", help="Why; kept in the audit log.")] = "",
     valid: Annotated[
@@ -62,7 +66,7 @@ def make(
 ) -> None:
     """Print a signed command; it acts once, on that gateway, within that time."""
     from ...config.values import parse_duration
-    from ..enforcer.protocol import MalformedError, encode, parse
+    from ..enforcer.protocol import MalformedError, encode, parse, principal
     from ..enforcer.signatures import COMMANDS, command
 
     if action not in COMMANDS:
@@ -71,10 +75,15 @@ def make(
     request: dict[str, object] = {"request": action}
     if action in ("kill", "release"):
         request["endpoints"] = values
-    elif len(values) == 1:
-        request["id" if action in ("grant", "deny") else "address"] = values[0]
+    elif len(values) != 1:
+        raise UsageError(f"{action} wants one address, user or id")
+    elif action in ("block_user", "unblock_user"):
+        try:
+            request["kind"], request["user"] = principal(values[0])
+        except ValueError as error:
+            raise UsageError(f"{values[0]}: {error}") from None
     else:
-        raise UsageError(f"{action} wants one address or id")
+        request["id" if action in ("grant", "deny") else "address"] = values[0]
     if action not in ("grant", "deny"):
         request["reason"] = reason
     try:
@@ -111,7 +120,7 @@ def submit(
     import json
     import sys
 
-    from .approvals import outcome, speaker
+    from .approvals import outcome, pending, speaker
 
     try:
         said: Any = json.loads(
@@ -128,6 +137,6 @@ def submit(
     if as_json:
         print(json_line({k: v for k, v in answer.items() if k != "ok"}))
     elif "pending" in answer:
-        print(printable(f"waits as {answer['pending']}; needs {answer['needs']}"))
+        print(printable(pending(answer)))
     else:
         print(printable(outcome(answer)))

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from ..errors import EnforcerError, GatewatchError, PrivilegeError, UsageError
 from . import rails as rails_file
 from .authority import Authority
+from .deny_list import DENIED, DenyList
 from .journal import Journal, LockedError
 from .kernel.nft import Nft
 from .server import Options, Server, say
@@ -30,13 +31,16 @@ def main(arguments: list[str]) -> int:
         )  # a flood that keeps every CPU busy must not hold up its block
         now = clocks()
         journal = _journal(options.state, now)
-        authority = Authority(journal, Nft(), now)
+        gid = None if options.restore_only else options.denied_gid
+        deny_list = DenyList(f"{options.state}/{DENIED}", journal, now, gid=gid, complain=say)
+        authority = Authority(journal, Nft(), now, deny_list)
         authority.killswitch.restore()  # before anything that may fail: what was cut off stays cut off
         if options.restore_only:
             return _restore(options, authority)
         server = Server(options, authority)
         server.load_rails()
         authority.restore()
+        authority.publish()
         _try(authority.killswitch.look_around)
         _try(authority.killswitch.tidy)
         _note(journal, "start")
@@ -55,6 +59,7 @@ def _restore(options: Options, authority: Authority) -> int:
     """Blocks as well; without valid rails none but the kill switch, and exit code 2. Raises GatewatchError."""
     authority.use(rails_file.load(options.rails))
     authority.restore()
+    authority.publish()
     state = authority.journal.state
     say(f"restored {len(state.blocks)} blocks and {len(state.kills)} kill switches")
     authority.journal.close()
@@ -101,10 +106,17 @@ def _options(arguments: list[str]) -> Options:
         "--restore-only", action="store_true", help="bring the kernel into the journal's state, and end"
     )
     parser.add_argument("--socket", type=int, default=-1, help="a listening socket that was handed over")
+    parser.add_argument(
+        "--denied-gid", type=int, default=0, help="the group that may read the published deny list"
+    )
     given = parser.parse_args(arguments)
     if given.analyser_uid <= 0 and not given.restore_only:
         raise UsageError("--analyser-uid: a user that is not root is wanted")
-    return Options(given.state, given.rails, given.analyser_uid, given.socket, given.restore_only)
+    if given.denied_gid < 0:
+        raise UsageError("--denied-gid: the number of a group is wanted")
+    return Options(
+        given.state, given.rails, given.analyser_uid, given.socket, given.restore_only, given.denied_gid
+    )
 
 
 if __name__ == "__main__":

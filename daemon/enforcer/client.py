@@ -104,21 +104,53 @@ class Enforcer:
             return connection.recv(MOST_BYTES)
 
     def block(
-        self, address: str, *, ttl_s: int | None = None, reason: str, incident: str = "", playbook: str = ""
+        self,
+        address: str,
+        *,
+        ttl_s: int | None = None,
+        reason: str,
+        incident: str = "",
+        playbook: str = "",
+        where: str = "",
     ) -> dict[str, Any]:
-        """Drop everything from and to `address` (an address or a network) for `ttl_s` seconds.
+        """Drop everything from and to `address` (an address or a network) for `ttl_s` seconds; with `where`
+        "gateway" the authorisation endpoint alone refuses it.
 
         The answer has `address` as it is in force, `ttl_s` that remain, `already`, and for an operator `cut` (sockets
-        ended; for the analyser that follows after the answer).
+        ended; for the analyser that follows after the answer). Where other people have to agree first it has
+        `pending` (the id), `needs` (how many more) and `expires_s`.
         """
-        message: dict[str, object] = {"request": "block", "address": address, "reason": plain(reason)}
-        if ttl_s is not None:
-            message["ttl_s"] = ttl_s
-        if incident:
-            message["incident"] = incident
-        if playbook:
-            message["playbook"] = playbook
-        return self.call(message)
+        named = {"incident": incident, "playbook": playbook, "where": where}
+        return self.call(_message("block", reason, ttl_s, address=address, **named))
+
+    def block_user(
+        self,
+        user: str,
+        *,
+        kind: str = "any",
+        ttl_s: int | None = None,
+        reason: str,
+        incident: str = "",
+        playbook: str = "",
+    ) -> dict[str, Any]:
+        """Refuse a principal (see `protocol.KINDS`) for `ttl_s` seconds; the answer is like that of `block`."""
+        named = {"incident": incident, "playbook": playbook}
+        return self.call(_message("block_user", reason, ttl_s, user=user, kind=kind, **named))
+
+    def unblock_user(self, user: str, reason: str, *, kind: str = "any") -> dict[str, Any]:
+        return self.call(_message("unblock_user", reason, user=user, kind=kind))
+
+    def users(self) -> Iterator[dict[str, Any]]:
+        """Every blocked principal, oldest first; what changes meanwhile may be missing or appear twice."""
+        return self._pages("users")
+
+    def check_user(self, user: str, *, kind: str = "any") -> dict[str, Any]:
+        """As `check`, of a principal."""
+        return self.call({"request": "check_user", "user": user, "kind": kind})
+
+    def approvals(self) -> Iterator[dict[str, Any]]:
+        """What waits until people agree, oldest first."""
+        return self._pages("approvals")
 
     def import_blocks(self, blocks: Sequence[tuple[str, int]], reason: str) -> dict[str, Any]:
         """Take over blocks (address, seconds) of another program, as an operator; `imported`, `already`,
@@ -155,10 +187,13 @@ class Enforcer:
 
     def blocks(self) -> Iterator[dict[str, Any]]:
         """Every block in force, oldest first; what changes meanwhile may be missing or appear twice."""
+        return self._pages("blocks")
+
+    def _pages(self, what: str) -> Iterator[dict[str, Any]]:
         page = 0
         while page >= 0:
-            answer = self.call({"request": "blocks", "page": page})
-            yield from answer["blocks"]
+            answer = self.call({"request": what, "page": page})
+            yield from answer[what]
             page = answer["next"]
 
     def check(self, address: str) -> dict[str, Any]:
@@ -174,6 +209,13 @@ class Enforcer:
 
     def status(self) -> dict[str, Any]:
         return self.call({"request": "status"})
+
+
+def _message(request: str, reason: str, ttl_s: int | None = None, **named: str) -> dict[str, object]:
+    """A request with those of its fields that are given."""
+    given = {name: value for name, value in named.items() if value}
+    lasting = {} if ttl_s is None else {"ttl_s": ttl_s}
+    return {"request": request, "reason": plain(reason), **given, **lasting}
 
 
 def plain(reason: str) -> str:

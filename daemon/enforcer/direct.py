@@ -14,8 +14,10 @@ from typing import Any
 from ...config import FOLDER
 from ..errors import EnforcerError, GatewatchError
 from . import rails as rails_file
-from .authority import Authority, Caller
+from .authority import Authority
+from .callers import Caller
 from .client import judged
+from .deny_list import DENIED, DenyList
 from .journal import Journal
 from .kernel.nft import Nft
 from .killswitch import Later
@@ -23,7 +25,9 @@ from .protocol import encode, parse
 from .state import clocks
 
 ETC_RAILS = f"{FOLDER}/rails.toml"
-_WRITING = ("block", "unblock", "import", "kill", "release", "grant", "deny", "signed")
+_WRITING = (
+    "block", "unblock", "block_user", "unblock_user", "import", "kill", "release", "grant", "deny", "signed",
+)  # fmt: skip
 _LOCK_S = 0.3
 
 
@@ -55,6 +59,7 @@ class Direct:
         if isinstance(answer, Later):
             answer = answer.finish()
         if writing:
+            self._authority.publish()
             self._authority.journal.close()
             self._authority = None
         return judged(json.dumps(answer).encode("ascii"))
@@ -67,7 +72,10 @@ class Direct:
             if not engaging:
                 raise
             journal = Journal(folder, now, read_only=True)
-        authority = Authority(journal, Nft(), now)
+        published = None  # only who writes the journal writes what is derived from it
+        if journal.writable:
+            published = DenyList(f"{self._state}/{DENIED}", journal, now, gid=None)
+        authority = Authority(journal, Nft(), now, published)
         try:
             authority.use(rails_file.load(self._rails))
         except GatewatchError as error:

@@ -24,6 +24,7 @@ from typing import Any
 from ..errors import EnforcerError
 from . import witness
 from .chain import START, Point, Reader, seal
+from .protocol import principal
 from .rails import PREFIXES
 from .state import NS_PER_S, Moment, State
 
@@ -33,6 +34,7 @@ KEPT_FILES = 16
 MOST_REMEMBERED = 2_000
 """Notable entries that are kept at hand for who follows the journal."""
 UNREMARKABLE = frozenset({"tick", "state", "restore", "head"})
+OWN_WORK = frozenset({"block", "unblock", "block_user", "unblock_user"})
 _BLOCKS_AN_ENTRY = 500
 _LONGEST_BLOCK_S = 31_536_000  # the most that the rails can allow
 _WIDER = {version: tuple(map(str, lengths[1:])) for version, lengths in PREFIXES.items()}
@@ -58,6 +60,8 @@ class Journal:
         self.remembered: deque[tuple[dict[str, Any], str]] = deque(maxlen=MOST_REMEMBERED)
         self.sequence, self.head = START  # of the last entry
         self.first = 1  # sequence of the first entry that this file holds
+        self.told: Callable[[dict[str, Any]], None] = lambda entry: None
+        """Is given each entry that was written and has taken effect, before anybody is answered; raises nothing."""
         self._now = now
         self._file = -1
         self._lock = -1
@@ -76,6 +80,11 @@ class Journal:
         except OSError as error:
             self.close()
             raise EnforcerError(f"journal {self.path}: {error.strerror}", remedy="run as root") from None
+
+    @property
+    def writable(self) -> bool:
+        """Whether entries are taken: this process holds the lock, and the file."""
+        return self._file >= 0
 
     def close(self) -> None:
         """Let go of the file and the lock, once everything is on disk."""
@@ -114,6 +123,7 @@ class Journal:
         self.state.apply(entry)
         self._uncopied = self._uncopied or former != self.state.kills
         self._remember(entry, digest)
+        self.told(entry)
         if sync:
             with contextlib.suppress(OSError):  # the entry counts; the second copy follows with the next one
                 self.sync()
@@ -148,7 +158,7 @@ class Journal:
 
     def _remember(self, entry: dict[str, Any], digest: str) -> None:
         """Keep what a person or a SIEM wants to know; what the analyser did itself, it knows."""
-        own = entry.get("by") == "analyser" and entry.get("do") in ("block", "unblock")
+        own = entry.get("by") == "analyser" and entry.get("do") in OWN_WORK
         if entry.get("do") not in UNREMARKABLE and not own:
             self.remembered.append((entry, digest))
 
@@ -246,10 +256,14 @@ class Journal:
         return said
 
     def _drop_nonsense(self) -> None:
-        """Forget what a damaged entry blocked that the kernel would not take: it takes all or nothing."""
+        """Forget what a damaged entry blocked that the kernel would not take (it takes all or nothing), and whom
+        nobody can be named."""
         blocks, latest_ns = self.state.blocks, self.state.elapsed_ns + _LONGEST_BLOCK_S * NS_PER_S
         for address in [a for a, b in blocks.items() if b.ends_ns > latest_ns or not _blockable(a)]:
             del blocks[address]
+        users = self.state.users
+        for user in [u for u, b in users.items() if b.ends_ns > latest_ns or not _is_principal(u)]:
+            del users[user]
 
     def _mend_names(self) -> None:
         """A damaged name is engaged under one that the kernel takes."""
@@ -313,6 +327,11 @@ class Journal:
         entries += [
             {**stamp, "do": "restore", "blocks": blocks[at : at + _BLOCKS_AN_ENTRY]}
             for at in range(0, len(blocks), _BLOCKS_AN_ENTRY)
+        ]
+        users = state.users_said()
+        entries += [
+            {**stamp, "do": "restore", "blocks": [], "users": users[at : at + _BLOCKS_AN_ENTRY]}
+            for at in range(0, len(users), _BLOCKS_AN_ENTRY)
         ]
         head, sequence, lines = self.head, self.sequence, []
         for entry in entries:
@@ -380,6 +399,14 @@ def _blockable(network: str) -> bool:
     except (OSError, ValueError):
         return False
     return address == inet_ntop(family, packed) or address == str(ip_address(packed))
+
+
+def _is_principal(text: str) -> bool:
+    try:
+        kind, name = principal(text)
+    except ValueError:
+        return False
+    return f"{kind}:{name}" == text
 
 
 def _plain(name: str) -> str:

@@ -113,7 +113,15 @@ class KillSwitch:
         return min(self._lasting().values(), default=float("inf"))
 
     def engage(
-        self, names: list[str], reason: str, by: str, *, by_analyser: bool, ttl_s: int = 0, probe: bool = True
+        self,
+        names: list[str],
+        reason: str,
+        by: str,
+        *,
+        by_analyser: bool,
+        ttl_s: int = 0,
+        probe: bool = True,
+        approval: str = "",
     ) -> dict[str, Any] | Refusal | Later:
         """Cut off the named endpoints, or all; the receipt. It stays so until released, or for `ttl_s` seconds.
         Raises EnforcerError where the kernel refuses."""
@@ -135,7 +143,7 @@ class KillSwitch:
             or lasting.get(e.name, float("inf")) < (ttl_s or float("inf"))
         }
         if new:
-            not_proven += self._record(new, by, reason, ttl_s)
+            not_proven += self._record(new, by, reason, ttl_s, approval)
         self._apply()
         self._learn(
             chosen, not_proven, rules=False
@@ -172,6 +180,16 @@ class KillSwitch:
         running = Probe(self._nft, {e.name: self._services(e) for e in chosen})
         later = Later(running, lambda: self._receipt(receipt, not_proven, running.finish(), by))
         return later if running.fileno() >= 0 else later.finish()
+
+    def without_person(self, names: list[str]) -> bool:
+        """Whether the rails let the analyser cut off all that it names; where it names none, any at all."""
+        alone, chosen = self._choose(names, by_analyser=True)[0], self._choose(names, by_analyser=False)[0]
+        return len(alone) == len(chosen) if names else bool(alone) or not chosen
+
+    def forbidden(self, names: list[str]) -> Refusal | None:
+        """Why nothing of that is cut off, whoever asks for it."""
+        chosen, left_out = self._choose(names, by_analyser=False)
+        return None if chosen else left_out[0] if left_out else self._unknown()
 
     def _receipt(
         self, receipt: dict[str, Any], not_proven: list[str], outcomes: list[Outcome], by: str
@@ -416,19 +434,24 @@ class KillSwitch:
         self._apply()
 
     def _record(
-        self, new: Mapping[str, tuple[Service, ...]], by: str, reason: str, ttl_s: int = 0
+        self,
+        new: Mapping[str, tuple[Service, ...]],
+        by: str,
+        reason: str,
+        ttl_s: int = 0,
+        approval: str = "",
     ) -> list[str]:
         """Written now, synced after the kernel has acted; the receipt follows both. What went wrong, in words."""
         try:
             said = {name: sorted(map(str, services)) for name, services in new.items()}
-            ends = {"ttl_s": ttl_s} if ttl_s else {}
-            self._journal.append("kill", sync=False, endpoints=said, by=by, reason=reason, **ends)
+            more = {k: v for k, v in (("ttl_s", ttl_s), ("approval", approval)) if v}
+            self._journal.append("kill", sync=False, endpoints=said, by=by, reason=reason, **more)
         except EnforcerError as error:
             for name, services in new.items():
                 former = self._engaged().get(name)
-                more = (*(former.services if former else ()), *services)
+                every = (*(former.services if former else ()), *services)
                 since_ns = former.since_ns if former else time.time_ns()
-                self._unrecorded[name] = Kill(tuple(dict.fromkeys(more)), since_ns, by, reason)
+                self._unrecorded[name] = Kill(tuple(dict.fromkeys(every)), since_ns, by, reason)
             return [f"not recorded, so a restart may forget it: {error.message}"]
         return []
 

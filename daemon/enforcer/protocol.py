@@ -24,7 +24,19 @@ SOCKET = "run/enforcer.sock"
 MOST_IMPORTED = 300
 """How many blocks one `import` may name."""
 
-TEXT, NUMBER, NAMES, BLOCKS = "text", "number", "names", "blocks"
+KINDS = ("account", "key", "subject", "certificate", "any")
+"""What a principal can be: a Unix account of this machine, an API key's id, a subject that the gateway verified, a
+client certificate, or whatever bears that name."""
+
+MOST_NAME = 256
+"""The most characters that the name of a principal has."""
+
+TEXT, NUMBER, NAMES, BLOCKS, KIND, WHERE = "text", "number", "names", "blocks", "kind", "where"
+CHOICES = {KIND: KINDS, WHERE: ("gateway",)}
+"""The words that a field of that type takes."""
+
+_FILED = {"approval": (NUMBER, False, 2), "hits": (TEXT, False, 1000)}
+"""Of a request of the analyser for which people have to agree: how many, and whom it would hit."""
 
 REQUESTS: dict[str, dict[str, tuple[str, bool, int]]] = {
     # field: (type, required, most: characters, the number itself, or names)
@@ -34,22 +46,43 @@ REQUESTS: dict[str, dict[str, tuple[str, bool, int]]] = {
         "reason": (TEXT, True, 500),
         "incident": (TEXT, False, 64),
         "playbook": (TEXT, False, 64),
+        "where": (WHERE, False, 0),
+        **_FILED,
     },
     "unblock": {"address": (TEXT, True, 64), "reason": (TEXT, True, 500)},
     "blocks": {"page": (NUMBER, False, 10**6)},
     "check": {"address": (TEXT, True, 64)},
+    "block_user": {
+        "user": (TEXT, True, MOST_NAME),
+        "kind": (KIND, False, 0),
+        "ttl_s": (NUMBER, False, 10**9),
+        "reason": (TEXT, True, 500),
+        "incident": (TEXT, False, 64),
+        "playbook": (TEXT, False, 64),
+        **_FILED,
+    },
+    "unblock_user": {
+        "user": (TEXT, True, MOST_NAME),
+        "kind": (KIND, False, 0),
+        "reason": (TEXT, True, 500),
+    },
+    "users": {"page": (NUMBER, False, 10**6)},
+    "check_user": {"user": (TEXT, True, MOST_NAME), "kind": (KIND, False, 0)},
     "import": {"blocks": (BLOCKS, True, MOST_IMPORTED), "reason": (TEXT, True, 500)},
     "kill": {
         "endpoints": (NAMES, False, 256),
         "reason": (TEXT, True, 500),
         "ttl_s": (NUMBER, False, 604_800),
         "probe": (NUMBER, False, 1),
+        "incident": (TEXT, False, 64),
+        "playbook": (TEXT, False, 64),
+        **_FILED,
     },
     "release": {"endpoints": (NAMES, False, 256), "reason": (TEXT, True, 500)},
     "status": {},
     "drill_start": {"endpoints": (NAMES, False, 256), "seconds": (NUMBER, True, 3600)},
     "drill_stop": {},
-    "approvals": {},
+    "approvals": {"page": (NUMBER, False, 10**6)},
     "grant": {"id": (TEXT, True, 32)},
     "deny": {"id": (TEXT, True, 32)},
     "signed": {"command": (TEXT, True, 8192), "signer": (TEXT, True, 64), "signature": (TEXT, True, 128)},
@@ -101,6 +134,24 @@ def parse(data: bytes) -> dict[str, Any]:
     return message
 
 
+def principal(text: str) -> tuple[str, str]:
+    """The kind and the name that a person means: `KIND:NAME`, or a plain name for whatever bears it.
+
+    Raises ValueError for what is no name.
+    """
+    kind, colon, name = text.partition(":")
+    if not (colon and kind in KINDS):
+        kind, name = "any", text
+    if not is_name(name):
+        raise ValueError(f"a name of 1 to {MOST_NAME} printable characters is wanted")
+    return kind, name
+
+
+def is_name(name: object) -> bool:
+    """Whether a principal can have that name."""
+    return type(name) is str and 0 < len(name) <= MOST_NAME and name.isprintable()
+
+
 def _check(name: str, value: object, rule: tuple[str, bool, int]) -> None:
     kind, _, most = rule
     if kind == NUMBER:
@@ -108,6 +159,9 @@ def _check(name: str, value: object, rule: tuple[str, bool, int]) -> None:
             raise MalformedError(f"field {name}: a whole number from 0 to {most}")
     elif kind == TEXT:
         _check_text(name, value, most)
+    elif kind in CHOICES:
+        if type(value) is not str or value not in CHOICES[kind]:
+            raise MalformedError(f"field {name}: one of {', '.join(CHOICES[kind])}")
     elif type(value) is not list or len(value) > most:
         raise MalformedError(f"field {name}: a list of at most {most} {kind}")
     elif kind == BLOCKS:

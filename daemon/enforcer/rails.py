@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError
+from .protocol import principal
 
 Network = IPv4Network | IPv6Network
 Address = IPv4Address | IPv6Address
@@ -18,8 +19,11 @@ Address = IPv4Address | IPv6Address
 PREFIXES = {4: (32, 24), 6: (128, 64, 48)}
 """The prefix lengths that can be blocked, by family: one hash set in the kernel for each."""
 
-TWO_PEOPLE = ("release", "unblock", "kill")
+TWO_PEOPLE = ("release", "unblock", "unblock_user", "lift", "kill", "block", "block_user")
 """The actions that can be made to need two different people."""
+
+ROOT = ("account", "root")
+"""Never blocked, whatever the file says."""
 
 SSH = 22
 CRITICALITIES = ("critical", "high", "normal")
@@ -63,6 +67,8 @@ class Endpoint(NamedTuple):
     kill_switch: bool
     kill_without_person: bool
     namespaces: tuple[str, ...] = ()  # paths (or patterns) of network namespaces in which it serves
+    allowed: tuple[Network, ...] = ()  # who reaches it while it is restricted; none: it cannot be
+    restrict_without_person: bool = False
 
     @property
     def services(self) -> tuple[Service, ...]:
@@ -75,6 +81,8 @@ class Limits(NamedTuple):
     longest_ttl_s: int = 604_800
     smallest_prefix_ipv4: int = 24
     smallest_prefix_ipv6: int = 48
+    most_users: int = 100_000
+    most_waiting: int = 40
 
 
 _LIMITS = {
@@ -83,6 +91,8 @@ _LIMITS = {
     "longest_ttl_s": (1, 31_536_000),
     "smallest_prefix_ipv4": (24, 32),
     "smallest_prefix_ipv6": (48, 128),
+    "most_users": (1, 1_000_000),
+    "most_waiting": (1, 45),
 }
 
 
@@ -101,10 +111,12 @@ class Rails(NamedTuple):
     never_block: tuple[Network, ...] = ()
     proxies: tuple[Network, ...] = ()
     sinks: tuple[Network, ...] = ()
+    never_block_users: tuple[tuple[str, str], ...] = (ROOT,)  # (kind, name)
     operators: str = ""
     two_people: frozenset[str] = frozenset()
     signers: tuple[Signer, ...] = ()
     cut_helper: bool = False
+    accounts_helper: bool = False
     limits: Limits = Limits()
     endpoints: tuple[Endpoint, ...] = ()
     path: str = ""
@@ -181,6 +193,16 @@ def refusal(
     return None
 
 
+def user_refusal(kind: str, name: str, ttl_s: int, rails: Rails) -> Refusal | None:
+    """Why blocking that principal for `ttl_s` seconds is refused; None where no rail of the file forbids it."""
+    for never, whom in rails.never_block_users:
+        if whom == name and (never == kind or "any" in (never, kind)):
+            return Refusal(f"{never}:{whom} is never blocked", "never_block_users")
+    if ttl_s > rails.limits.longest_ttl_s:
+        return Refusal(f"{ttl_s} s is longer than {rails.limits.longest_ttl_s} s", "longest_ttl_s")
+    return None
+
+
 def service_of(text: str) -> Service:
     """`*:443/tcp`, `192.0.2.10:8443/tcp` or `[2001:db8::1]:443/udp`. Raises ValueError."""
     place, slash, protocol = text.rpartition("/")
@@ -237,12 +259,14 @@ def parse(text: str, path: str = "rails.toml") -> Rails:
         never_block=table.networks("never_block"),
         proxies=table.networks("proxies"),
         sinks=table.networks("sinks"),
+        never_block_users=(ROOT, *table.principals("never_block_users")),
         operators=table.take("operators", str, ""),
         two_people=table.words("two_people", TWO_PEOPLE),
         signers=tuple(
             _signer(_Table(s, path, f"signer[{i}].")) for i, s in enumerate(table.tables("signer"))
         ),
         cut_helper=table.take("cut_helper", bool, False),
+        accounts_helper=table.take("accounts_helper", bool, False),
         limits=made,
         endpoints=tuple(
             _endpoint(_Table(e, path, f"endpoint[{i}].")) for i, e in enumerate(table.tables("endpoint"))
@@ -290,6 +314,8 @@ def _endpoint(table: _Table) -> Endpoint:
         kill_switch=table.take("kill_switch", bool, True),
         kill_without_person=table.take("kill_without_person", bool, False),
         namespaces=table.paths("namespaces"),
+        allowed=table.networks("allowed"),
+        restrict_without_person=table.take("restrict_without_person", bool, False),
     )
     table.nothing_left()
     if not endpoint.services:
@@ -351,6 +377,9 @@ class _Table:
 
     def networks(self, key: str) -> tuple[Network, ...]:
         return tuple(self._each(key, network_of))
+
+    def principals(self, key: str) -> tuple[tuple[str, str], ...]:
+        return tuple(self._each(key, principal))
 
     def services(self, key: str) -> tuple[Service, ...]:
         return tuple(self._each(key, service_of))

@@ -23,7 +23,8 @@ from typing import NamedTuple
 
 from ..errors import GatewatchError
 from . import rails as rails_file
-from .authority import Authority, Caller
+from .authority import Authority
+from .callers import Caller
 from .kernel.monitor import Monitor
 from .killswitch import Later
 from .protocol import MOST_BYTES, SOCKET, MalformedError, parse
@@ -49,6 +50,7 @@ class Options(NamedTuple):
     analyser_uid: int
     socket: int = -1  # a listening socket that was handed over; -1: make one
     restore_only: bool = False
+    denied_gid: int = 0  # the group that may read the published deny list
 
 
 class Server:

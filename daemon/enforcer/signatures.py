@@ -16,7 +16,7 @@ from ..errors import EnforcerError
 from .protocol import MalformedError, encode, parse
 
 KEY_FILE = "receipt.key"
-COMMANDS = ("block", "unblock", "kill", "release", "grant", "deny")
+COMMANDS = ("block", "unblock", "block_user", "unblock_user", "kill", "release", "grant", "deny")
 """What can be commanded by signature."""
 LONGEST_VALID_S = 3600
 _FIELDS = {"target": str, "sequence": int, "nonce": str, "expires": int, "request": dict}

@@ -1,4 +1,5 @@
-"""What is in force: blocks and killed endpoints, folded from the journal's entries, and how their time runs.
+"""What is in force: blocked addresses and users and killed endpoints, folded from the journal's entries, and how
+their time runs.
 
 Time is counted on the journal's own clock, which only its entries drive: within one boot it advances as
 CLOCK_BOOTTIME does, whatever the wall clock is set to; from one boot to the next by the wall clock, and never
@@ -35,6 +36,8 @@ def clocks() -> Any:
 
 
 class Block(NamedTuple):
+    """Of an address or of a user."""
+
     ends_ns: int  # on the journal's clock
     ttl_s: int
     since_ns: int  # wall clock, for people
@@ -43,6 +46,7 @@ class Block(NamedTuple):
     reason: str
     incident: str
     playbook: str
+    where: str = ""  # "gateway": not in the kernel; the authorisation endpoint alone refuses it
 
 
 class Kill(NamedTuple):
@@ -54,13 +58,16 @@ class Kill(NamedTuple):
 
 
 class Approval(NamedTuple):
-    """A request that waits for a second person."""
+    """A request that waits until enough different persons agree."""
 
     asked: dict[str, Any]
     by: str
     person: str  # who that is, whatever account was used
     since_ns: int
     ends_ns: int  # on the journal's clock
+    needs: int = 2  # persons; an operator who asks is one of them
+    owner: str = "operator"  # "analyser": it asked, and may take back what comes of it
+    granted: tuple[tuple[str, str], ...] = ()  # (by, person) of each who agreed
 
 
 class State:
@@ -68,6 +75,7 @@ class State:
 
     def __init__(self) -> None:
         self.blocks: dict[str, Block] = {}
+        self.users: dict[str, Block] = {}  # by KIND:NAME
         self.kills: dict[str, Kill] = {}
         self.approvals: dict[str, Approval] = {}
         self.signed: dict[str, int] = {}  # by signer: the last sequence that was accepted
@@ -97,17 +105,21 @@ class State:
         self._last = moment
 
     def expire(self) -> None:
-        """Forget what has ended."""
-        for address in [a for a, b in self.blocks.items() if b.ends_ns <= self.elapsed_ns]:
-            del self.blocks[address]
-        for name in [n for n, a in self.approvals.items() if a.ends_ns <= self.elapsed_ns]:
-            del self.approvals[name]
+        """Forget the blocks that have ended. What waited too long stays until an entry says so."""
+        for blocks in (self.blocks, self.users):
+            for name in [n for n, b in blocks.items() if b.ends_ns <= self.elapsed_ns]:
+                del blocks[name]
 
     def remaining_s(self, block: Block, moment: Moment) -> float:
         return (block.ends_ns - self.elapsed_at(moment)) / NS_PER_S
 
     def in_force(self, address: str, moment: Moment) -> Block | None:
         block = self.blocks.get(address)
+        return block if block is not None and block.ends_ns > self.elapsed_at(moment) else None
+
+    def user_in_force(self, principal: str, moment: Moment) -> Block | None:
+        """`principal`: KIND:NAME, exactly; whether `any` of that name is blocked is another question."""
+        block = self.users.get(principal)
         return block if block is not None and block.ends_ns > self.elapsed_at(moment) else None
 
     def apply(self, entry: dict[str, Any], *, trusted: bool = True) -> None:
@@ -124,7 +136,7 @@ class State:
                 raise
 
     def said(self) -> dict[str, Any]:
-        """All but the blocks as a `state` entry holds it; ends as the time that remains."""
+        """All but blocks and users as a `state` entry holds it; ends as the time that remains."""
         return {
             "kills": {
                 name: [
@@ -134,7 +146,10 @@ class State:
                 for name, k in self.kills.items()
             },
             "approvals": {
-                name: [a.asked, a.by, a.person, a.since_ns, a.ends_ns - self.elapsed_ns]
+                name: [
+                    a.asked, a.by, a.person, a.since_ns, a.ends_ns - self.elapsed_ns,
+                    a.needs, a.owner, [list(who) for who in a.granted],
+                ]
                 for name, a in self.approvals.items()
             },
             "signed": self.signed,
@@ -144,8 +159,18 @@ class State:
         """The blocks as a `restore` entry holds them: the time that remains instead of the end."""
         return [[address, b.ends_ns - self.elapsed_ns, *b[1:]] for address, b in self.blocks.items()]
 
+    def users_said(self) -> list[list[Any]]:
+        """The blocked users, in the same way."""
+        return [[principal, b.ends_ns - self.elapsed_ns, *b[1:]] for principal, b in self.users.items()]
+
     def _block(self, entry: dict[str, Any], trusted: bool) -> None:
-        self.blocks[str(entry["address"])] = Block(
+        self.blocks[str(entry["address"])] = self._blocked(entry)
+
+    def _block_user(self, entry: dict[str, Any], trusted: bool) -> None:
+        self.users[f"{entry['kind']}:{entry['user']}"] = self._blocked(entry)
+
+    def _blocked(self, entry: dict[str, Any]) -> Block:
+        return Block(
             ends_ns=self.elapsed_ns + int(entry["ttl_s"]) * NS_PER_S,
             ttl_s=int(entry["ttl_s"]),
             since_ns=int(entry["wall"]),
@@ -154,11 +179,16 @@ class State:
             reason=str(entry["reason"]),
             incident=str(entry.get("incident", "")),
             playbook=str(entry.get("playbook", "")),
+            where=str(entry.get("where", "")),
         )
 
     def _unblock(self, entry: dict[str, Any], trusted: bool) -> None:
         if trusted:
             self.blocks.pop(str(entry["address"]), None)
+
+    def _unblock_user(self, entry: dict[str, Any], trusted: bool) -> None:
+        if trusted:
+            self.users.pop(f"{entry['kind']}:{entry['user']}", None)
 
     def _import(self, entry: dict[str, Any], trusted: bool) -> None:
         for address, ttl_s in entry["blocks"]:
@@ -195,13 +225,24 @@ class State:
     def _ask(self, entry: dict[str, Any], trusted: bool) -> None:
         if not trusted:
             return
+        owner = str(entry.get("owner", "operator"))
+        asker = (str(entry["by"]), str(entry["person"]))
         self.approvals[str(entry["id"])] = Approval(
             asked=dict(entry["asked"]),
-            by=str(entry["by"]),
-            person=str(entry["person"]),
+            by=asker[0],
+            person=asker[1],
             since_ns=int(entry["wall"]),
             ends_ns=self.elapsed_ns + int(entry["ttl_s"]) * NS_PER_S,
+            needs=int(entry.get("needs", 2)),
+            owner=owner,
+            granted=(asker,) if owner == "operator" else (),
         )
+
+    def _agree(self, entry: dict[str, Any], trusted: bool) -> None:
+        if trusted:
+            waiting = self.approvals[str(entry["id"])]
+            more = (*waiting.granted, (str(entry["by"]), str(entry["person"])))
+            self.approvals[str(entry["id"])] = waiting._replace(granted=more)
 
     def _answered(self, entry: dict[str, Any], trusted: bool) -> None:
         self.approvals.pop(str(entry["id"]), None)
@@ -218,23 +259,35 @@ class State:
                 tuple(map(service_of, services)), int(since_ns), str(by), str(reason), ends_ns
             )
         if trusted:
-            for name, (asked, by, person, since_ns, left_ns) in dict(entry.get("approvals", {})).items():
-                self.approvals[name] = Approval(asked, by, person, since_ns, self.elapsed_ns + left_ns)
+            for name, (asked, by, person, since_ns, left_ns, *rest) in dict(
+                entry.get("approvals", {})
+            ).items():
+                needs, owner, granted = rest or (2, "operator", [[by, person]])
+                ends_ns, agreed = self.elapsed_ns + left_ns, tuple((str(b), str(p)) for b, p in granted)
+                self.approvals[name] = Approval(
+                    dict(asked), by, person, since_ns, ends_ns, int(needs), owner, agreed
+                )
             self.signed.update(entry.get("signed", {}))
 
     def _restore(self, entry: dict[str, Any], trusted: bool) -> None:
         for address, remains_ns, *rest in entry["blocks"]:
             self.blocks[str(address)] = Block(self.elapsed_ns + int(remains_ns), *rest)
+        for principal, remains_ns, *rest in entry.get("users", ()):
+            self.users[str(principal)] = Block(self.elapsed_ns + int(remains_ns), *rest)
 
 
 _EFFECTS = {
+    "agree": State._agree,
     "ask": State._ask,
     "block": State._block,
+    "block_user": State._block_user,
     "deny": State._answered,
+    "expired": State._answered,
     "grant": State._answered,
     "grow": State._grow,
     "import": State._import,
     "unblock": State._unblock,
+    "unblock_user": State._unblock_user,
     "kill": State._kill,
     "release": State._release,
     "state": State._state,

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from gatewatch.daemon.enforcer import signatures
-from gatewatch.daemon.enforcer.protocol import REQUESTS
+from gatewatch.daemon.enforcer.protocol import CHOICES, REQUESTS
 
 SEED = bytes(range(32))
 """The private key of the one signer whom the rails name."""
@@ -21,6 +21,9 @@ ADDRESSES = (
     "::ffff:203.0.113.7", "203.0.113.7/32", "0.0.0.0/0", "::/0", "10.1.0.9", "10.1.0.0/24", "192.0.2.1",
     "192.0.2.0/24", "192.0.2.254", "198.51.100.53", "127.0.0.1", "::1", "fe80::1%eth0", "224.0.0.1", "203.0.113.70",
     "198.51.100.10", "203.0.113.7/33", "203.0.113.300", "1", "::ffff:10.1.0.9", "::ffff:0:0/96", "64:ff9b::a01:9",
+)  # fmt: skip
+USERS = (
+    "alice", "bob", "root", "breakglass", "ghost", "k-0011223344556677", "a:b", " ", "\u00e9", "x" * 256, "x" * 257,
 )  # fmt: skip
 ENDPOINTS = ("models", "automatic", "spared", "door", "mapped", "", "*", "nobody", "models\n")
 TEXTS = (
@@ -39,7 +42,8 @@ TEXTS = (
 NUMBERS = (0, 1, 2, 60, 3600, 3601, 604_800, 10**9, 10**9 + 1, 2**31, 2**53, 2**63, 2**64, 10**30, -1)
 RAILS_WORDS = (
     "management", "never_block", "proxies", "sinks", "operators", "two_people", "cut_helper", "limits", "endpoint",
-    "signer", "name", "fronts", "backs", "kill_switch", "kill_without_person", "criticality", "namespaces",
+    "signer", "never_block_users", "accounts_helper", "allowed", "restrict_without_person", "most_users",
+    "most_waiting", "name", "fronts", "backs", "kill_switch", "kill_without_person", "criticality", "namespaces",
     "public_key", "uid", "most_blocks", "most_new_per_minute", "longest_ttl_s",
     "smallest_prefix_ipv4", "smallest_prefix_ipv6",
 )  # fmt: skip
@@ -110,6 +114,10 @@ def value(bytes_: Bytes, kind: str, name: str) -> Any:
     if kind == "blocks":
         found = [[address(bytes_), number(bytes_)] for _ in range(bytes_.ConsumeIntInRange(0, 5))]
         return found * pick(bytes_, (1, 1, 1, 60, 100))
+    if kind in CHOICES:
+        return text(bytes_, CHOICES[kind])
+    if name == "user":
+        return text(bytes_, USERS)
     return address(bytes_) if name == "address" else text(bytes_, TEXTS)
 
 

@@ -18,12 +18,14 @@ from typing import Any
 
 import generator
 from gatewatch.daemon.enforcer import audit, client, signatures
-from gatewatch.daemon.enforcer.authority import Authority, Caller
+from gatewatch.daemon.enforcer.authority import Authority
+from gatewatch.daemon.enforcer.callers import Caller
 from gatewatch.daemon.enforcer.chain import verify
+from gatewatch.daemon.enforcer.deny_list import DenyList
 from gatewatch.daemon.enforcer.journal import Journal
 from gatewatch.daemon.enforcer.kernel import killtable
-from gatewatch.daemon.enforcer.kernel.blocktable import TABLE
-from gatewatch.daemon.enforcer.protocol import MOST_BYTES, MalformedError, encode, parse
+from gatewatch.daemon.enforcer.kernel.blocktable import TABLE, name_of
+from gatewatch.daemon.enforcer.protocol import KINDS, MOST_BYTES, MalformedError, encode, parse
 from gatewatch.daemon.enforcer.rails import PREFIXES, Rails, Refusal, address_text, network_of
 from gatewatch.daemon.enforcer.rails import parse as parse_rails
 from gatewatch.daemon.enforcer.state import NS_PER_S, Moment
@@ -36,9 +38,12 @@ management = ["10.1.0.0/24"]
 never_block = ["203.0.113.70/32", "2001:db8:1:0:7::/80"]
 proxies = ["198.51.100.10/32"]
 sinks = ["198.51.100.20/32"]
+never_block_users = ["breakglass", "key:k-0011223344556677"]
 TWO_PEOPLE
 [limits]
 most_blocks = 16
+most_users = 8
+most_waiting = 5
 most_new_per_minute = 6
 longest_ttl_s = 3600
 [[signer]]
@@ -66,13 +71,19 @@ fronts = ["*:22/tcp"]
 """
 EVERY_RAILS = tuple(
     parse_rails(RAILS.replace("TWO_PEOPLE", said))
-    for said in ("", 'two_people = ["release"]', 'two_people = ["release", "unblock", "kill"]')
+    for said in (
+        "",
+        'two_people = ["release"]',
+        'two_people = ["release", "unblock", "kill"]',
+        'two_people = ["release", "unblock", "unblock_user", "lift", "kill", "block", "block_user"]',
+    )
 )
 UNMANAGED = parse_rails(RAILS.replace("TWO_PEOPLE", "").replace('management = ["10.1.0.0/24"]', ""))
 NEVER = [network_of(a) for a in (*OWN, GATEWAY, NAME_SERVER)]
 CALLERS = (
     Caller("analyser", 61_234, 0), Caller("operator", 0, 0), Caller("operator", 1_000, 0), Caller("operator", 1_001, 0),
 )  # fmt: skip
+ADMINISTRATORS = frozenset({"alice", "bob"})
 _MOST_STEPS = 24
 
 
@@ -105,11 +116,14 @@ class Session:
         """As `__main__` does."""
         self.journal = Journal(self.folder, self.clock)
         assert not self.journal.note, self.journal.note
-        self.authority = Authority(self.journal, self.kernel, self.clock)  # type: ignore[arg-type]
+        self.denied = DenyList(f"{self.folder}/run/denied", self.journal, self.clock)
+        self.authority = Authority(self.journal, self.kernel, self.clock, self.denied)  # type: ignore[arg-type]
+        self.authority.users._administrators = lambda operators: ADMINISTRATORS
         self.authority.killswitch.restore()
         self.authority.use(self.rails)
         self.authority.follow()
         self.authority.restore()
+        self.authority.publish()
         self.authority.killswitch.look_around()
         self.journal.append("start")
 
@@ -122,38 +136,42 @@ class Session:
         state = self.journal.state
         state.advance(self.clock())
         state.expire()
-        before = (dict(state.blocks), dict(state.kills), dict(state.approvals), dict(state.signed))
+        before = (
+            {**state.blocks, **state.users}, dict(state.kills), dict(state.approvals), dict(state.signed)
+        )  # fmt: skip
         base = (state.elapsed_ns, state.awake_ns)
         self.journal.close()
+        self.denied.close()
         self.start()
         state = self.journal.state
+        now = {**state.blocks, **state.users}
         blocks, kills, approvals, signed = before
         gone = (state.elapsed_ns - base[0], state.awake_ns - base[1])
         if reboot:  # a wall clock that was set shortens blocks then, and never lengthens one
             left = {a: b.ends_ns - base[0] for a, b in blocks.items()}
-            assert all(b.ends_ns - state.elapsed_ns <= left[a] for a, b in state.blocks.items())
-            assert self.clock.was_set or blocks.keys() == state.blocks.keys()
+            assert all(b.ends_ns - state.elapsed_ns <= left[a] for a, b in now.items())
+            assert self.clock.was_set or blocks.keys() == now.keys()
         else:
-            assert {a: b._replace(ends_ns=b.ends_ns + gone[0]) for a, b in blocks.items()} == state.blocks
+            assert {a: b._replace(ends_ns=b.ends_ns + gone[0]) for a, b in blocks.items()} == now
         assert state.signed == signed
         assert {
             n: k._replace(ends_ns=k.ends_ns and k.ends_ns + gone[1]) for n, k in kills.items()
         } == state.kills
         assert self.clock.was_set or approvals.keys() == state.approvals.keys()
+        assert all(
+            state.approvals[n].granted == a.granted for n, a in approvals.items() if n in state.approvals
+        )
 
     def said(self, data: bytes, caller: Caller) -> None:
         """As `Server._answer` does."""
-        before = (
-            dict(self.journal.state.blocks),
-            dict(self.journal.state.kills),
-            set(self.journal.state.approvals),
-        )
+        state = self.journal.state
+        before = ({**state.blocks, **state.users}, dict(state.kills), dict(state.approvals))
         sequence = self.journal.sequence
         try:
             ask = parse(data)
         except MalformedError as error:
             self.answered(self.authority.refuse(Refusal(str(error), "protocol"), {}, caller))
-            assert (dict(self.journal.state.blocks), dict(self.journal.state.kills)) == before[:2]
+            assert ({**state.blocks, **state.users}, state.kills) == before[:2]
             return
         assert len(data) <= MOST_BYTES, "a message beyond the limit was taken"
         if ask["request"] == "follow":
@@ -187,7 +205,7 @@ class Session:
         with contextlib.suppress(EnforcerError):
             client.judged(encoded)
 
-    def lied_in_vain(self, blocks: dict[str, Any], kills: dict[str, Any], approvals: set[str]) -> None:
+    def lied_in_vain(self, blocks: dict[str, Any], kills: dict[str, Any], approvals: dict[str, Any]) -> None:
         """What the analyser asked for has not let anything go that is not its own."""
         state, now_ns = self.journal.state, self.journal.state.elapsed_ns
         for name, kill in kills.items():
@@ -199,12 +217,18 @@ class Session:
             endpoint = self.rails.endpoint(name)
             assert endpoint is not None
             assert endpoint.kill_without_person
-        for address, block in blocks.items():
+        blocked = {**state.blocks, **state.users}
+        for name, block in blocks.items():
             if block.owner != "analyser" and block.ends_ns > now_ns:
-                assert state.blocks[address].owner == block.owner
-                assert state.blocks[address].ends_ns >= block.ends_ns - NS_PER_S, "shortened"
-        assert all(b.owner == "analyser" for a, b in state.blocks.items() if a not in blocks)
-        assert approvals >= state.approvals.keys()
+                assert blocked[name].owner == block.owner
+                assert blocked[name].ends_ns >= block.ends_ns - NS_PER_S, "shortened"
+                assert blocked[name].where in ("", block.where), "narrowed"
+        assert all(b.owner == "analyser" for n, b in blocked.items() if n not in blocks)
+        for name, waiting in approvals.items():  # what people asked for, and what they agreed to, stays
+            assert waiting.ends_ns <= now_ns or state.approvals[name] == waiting
+        assert all(a.owner == "analyser" for n, a in state.approvals.items() if n not in approvals)
+        own = sum(a.owner == "analyser" for a in state.approvals.values())
+        assert own <= self.rails.limits.most_waiting
 
     def in_force(self) -> None:
         """The rails hold, and the kernel has what the journal says."""
@@ -220,6 +244,17 @@ class Session:
             assert not any(n.version == network.version and network.subnet_of(n) for n in self.never)  # type: ignore[arg-type]
             assert block.ends_ns - state.elapsed_ns <= limits.longest_ttl_s * NS_PER_S
         assert not state.kills.keys() & {"spared", "door"}
+        assert len(state.users) <= limits.most_users
+        now_ns = state.elapsed_at(self.clock())
+        alive = {n for n, b in state.users.items() if b.ends_ns > now_ns}
+        assert not alive & {f"{k}:breakglass" for k in KINDS}
+        assert not alive & {"account:root", "any:root", "key:k-0011223344556677", "any:k-0011223344556677"}
+        assert any(alive.isdisjoint({f"account:{n}", f"any:{n}"}) for n in ADMINISTRATORS)
+        self.published(now_ns)
+        for name in (n for n, b in state.blocks.items() if b.where and b.ends_ns > now_ns):
+            key = network_of(name).network_address.packed
+            held_keys = self.kernel._sets.get((TABLE, name_of(network_of(name))), {})
+            assert key not in held_keys, "a block at the gateway alone is in the kernel"
         held = killtable.held(self.kernel, killtable.KILL)  # type: ignore[arg-type]
         known = self.authority.killswitch._engaged()  # with what the disk has not taken yet
         assert known.keys() >= state.kills.keys()
@@ -228,6 +263,24 @@ class Session:
         assert not held or held.hooked
         if "release" in self.rails.two_people:
             self.two_people()
+
+    def published(self, now_ns: int) -> None:
+        """The deny list is right, or it is known not to be."""
+        if self.denied.problem:
+            return
+        state, boot_ns = self.journal.state, self.clock.boot_ns
+        said: dict[tuple[str, str], int] = {}
+        for line in Path(self.denied.path).read_text("ascii").splitlines()[1:]:
+            sign, kind, name, *ends = json.loads(line)
+            said.pop((kind, name), None)
+            if sign == "+":
+                said[kind, name] = ends[0]
+        in_force = {key for key, ends_ns in said.items() if not ends_ns or ends_ns > boot_ns}
+        wanted = {("address", a) for a, b in state.blocks.items() if b.ends_ns > now_ns}
+        wanted |= {tuple(u.split(":", 1)) for u, b in state.users.items() if b.ends_ns > now_ns}  # type: ignore[misc]
+        assert in_force - {k for k in said if k[0] == "killed"} == wanted
+        ended = {("killed", n) for n, k in state.kills.items() if k.ends_ns}  # those may be over a moment ago
+        assert {k for k in in_force if k[0] == "killed"} | ended == {("killed", n) for n in state.kills}
 
     def two_people(self) -> None:
         for entry, _ in self.journal.remembered:
