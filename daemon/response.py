@@ -100,6 +100,7 @@ class Responder:
         self._failed: dict[str, dict[str, Any]] = {}
         self._doubted: list[dict[str, Any]] = []
         self._filed: dict[str, str] = {}  # the enforcer's request -> the action that waits for people
+        self._granted: set[str] = set()
         self._hooked: dict[str, int] = {}  # actions that hooks were told of -> when they end
         self.trips: list[tuple[dict[str, Any], Decision]] = []
         """What the circuit breaker stopped and nobody has been told of yet."""
@@ -304,8 +305,8 @@ class Responder:
         Returns the actions that changed. Call it inside the transaction that notes how far the journal was read.
         """
         do = str(entry.get("do"))
-        asked = entry.get("asked")
-        name = str(entry.get("approval") or entry.get("id") or (asked or {}).get("approval") or "")
+        asked = entry.get("asked") or {}
+        name = str(entry.get("approval") or entry.get("id") or asked.get("id") or "")
         action = self._store.action(self._filed[name]) if name in self._filed else None
         by = f"by {entry.get('by', 'somebody')}"
         if action is not None:
@@ -314,7 +315,9 @@ class Responder:
                     return self._settled(name, action, "refused", f"denied {by}")
                 case "expired":
                     return self._settled(name, action, "refused", "nobody agreed in time")
-                case "refused":
+                case "grant":
+                    self._granted.add(name)
+                case "refused" if name in self._granted:  # else somebody who may not has tried to grant it
                     return self._settled(name, action, "refused", f"granted, but {entry.get('why')}")
                 case "block" | "block_user" | "cut" | "kill" | "restrict":
                     return self._settled(name, action, "done", f"granted: {by}")
@@ -324,6 +327,7 @@ class Responder:
 
     def _settled(self, name: str, action: dict[str, Any], state: str, why: str) -> list[dict[str, Any]]:
         del self._filed[name]
+        self._granted.discard(name)
         action |= {"state": state, "why": why, "time_ns": self._clock()}
         return self._changed(action)
 
