@@ -25,8 +25,9 @@ from ..playbooks.engine import Engine
 from .books import Books, end_ns
 from .cli.output import printable
 from .errors import EnforcerError, GatewatchError, RefusedError, StoreError
-from .events import NS_PER_S, rfc3339
+from .events import NS_PER_S
 from .evidence import Evidence
+from .hooking import HookBox
 from .link import Answer, EnforcerLink
 from .store import Store
 from .telling import mail_text
@@ -101,7 +102,7 @@ class Responder:
         self._doubted: list[dict[str, Any]] = []
         self._filed: dict[str, str] = {}  # the enforcer's request -> the action that waits for people
         self._granted: set[str] = set()
-        self._hooked: dict[str, int] = {}  # actions that hooks were told of -> when they end
+        self._hooks = HookBox(store, carriers.hooks, clock, say)
         self.trips: list[tuple[dict[str, Any], Decision]] = []
         """What the circuit breaker stopped and nobody has been told of yet."""
 
@@ -215,7 +216,9 @@ class Responder:
             case "command":
                 self._ask_command(action, request, undo)
             case "hook":
-                self._tell_hook(action, str(action["target"]).partition(":")[2], "notify")
+                hook = str(action["target"]).partition(":")[2]
+                if not self._hooks.send(action, hook, "notify"):
+                    self._soon(action, "refused", f"the configuration names no hook {hook}")
             case "evidence":
                 work = asyncio.get_running_loop().run_in_executor(None, self._evidence, dict(request))
                 work.add_done_callback(partial(self._answered, action, undo))
@@ -291,9 +294,9 @@ class Responder:
         elif state == "failed" and len(self._failed) < MOST_WAITING:
             self._failed[action["id"]] = action  # with the time of the decision, by which it grows too old
         if state == "done" and new:
-            self._tell_hooks(action)
+            self._hooks.tell(action)
         elif state in ("lifted", "undone"):
-            self._release_hooks(action)
+            self._hooks.release(action)
         self.books.note(action)
         if new and self._finished is not None:
             self._finished(action)
@@ -347,9 +350,9 @@ class Responder:
         self._store.save_action(action)
         self.books.note(action)
         if action["state"] == "done":
-            self._tell_hooks(action)
+            self._hooks.tell(action)
         elif action["state"] == "lifted":
-            self._release_hooks(action)
+            self._hooks.release(action)
         return [action]
 
     def undo(self, action: str) -> str:
@@ -367,78 +370,13 @@ class Responder:
         self._begin(found, undo=True)
         return f"{found['action']} {found['target']} is taken back"
 
-    # Hooks: rows of the outbox for one recipient.
-
-    def _tell_hooks(self, action: dict[str, Any]) -> None:
-        hooks = dict((action.get("detail") or {}).get("hooks") or {})
-        for hook, state in hooks.items():
-            if not state:
-                hooks[hook] = "told" if self._to_hook(action, hook, "block_user") else "there is no such hook"
-        if hooks:
-            action["detail"] = {**action["detail"], "hooks": hooks}
-            self._hooked[action["id"]] = end_ns(action)
-
-    def _release_hooks(self, action: dict[str, Any]) -> None:
-        self._hooked.pop(action["id"], None)
-        hooks = dict((action.get("detail") or {}).get("hooks") or {})
-        for hook, state in hooks.items():
-            if state in ("told", "delivered") and self._to_hook(action, hook, "unblock_user"):
-                hooks[hook] = "released"
-        if hooks:
-            action["detail"] = {**action["detail"], "hooks": hooks}
-
     def release_ended(self) -> list[dict[str, Any]]:
         """Tells the hooks of blocks whose time is over; returns the actions that changed."""
-        now_ns = self._clock()
-        changed = []
-        for name in [n for n, ends_ns in self._hooked.items() if ends_ns <= now_ns]:
-            del self._hooked[name]
-            action = self._store.action(name)
-            if action is not None and action["state"] == "done":
-                self._release_hooks(action)
-                self._store.save_action(action)
-                changed.append(action)
-        return changed
-
-    def _tell_hook(self, action: dict[str, Any], hook: str, do: str) -> None:
-        if not self._to_hook(action, hook, do):
-            self._soon(action, "refused", f"the configuration names no hook {hook}")
-
-    def _to_hook(self, action: Mapping[str, Any], hook: str, do: str) -> bool:
-        if hook not in self._carriers.hooks:
-            return False
-        now_ns = self._clock()
-        incident = next(iter(self._store.incidents(incident=action["incident"], limit=1)), {})
-        document: dict[str, Any] = {
-            "event": "hook",
-            "hook": hook,
-            "do": do,
-            "id": action["id"],
-            "reason": action["reason"],
-            "incident": incident,
-            "time": rfc3339(now_ns),
-        }
-        if action["action"] == "block_user":
-            document |= {"user": action["target"], "ttl_s": action["ttl_s"], "until": rfc3339(end_ns(action))}
-        self._store.add_to_outbox(f"{action['id']}:{hook}:{do}", document, now_ns, recipient=hook)
-        return True
+        return self._hooks.release_ended()
 
     def delivered(self, key: str, problem: str | None) -> list[dict[str, Any]]:
         """A hook took a row of the outbox, or never will (`problem`); returns the action that changed."""
-        name, _, rest = key.partition(":")
-        hook, _, do = rest.rpartition(":")
-        action = self._store.action(name)
-        if action is None:
-            return []
-        said = "delivered" if problem is None else f"failed: {problem}"
-        if do == "notify":
-            action |= {"state": "failed" if problem else "done", "why": said}
-        elif do == "block_user" or problem:
-            hooks = {**(action["detail"].get("hooks") or {}), hook: said}
-            action["detail"] = {**action["detail"], "hooks": hooks}
-        self._store.save_action(action)
-        self._say(f"{action['action']} {action['target']}: hook {hook}, {do}: {said}")
-        return [action]
+        return self._hooks.delivered(key, problem)
 
     def retry_failed(self) -> None:
         """Asks again for what failed (the enforcer was away), as long as it is not too old."""
@@ -455,10 +393,7 @@ class Responder:
                 self._begin(action)
         waiting = self._store.actions_in("waiting")
         self._filed = {a["detail"]["approval"]: a["id"] for a in waiting if a["detail"].get("approval")}
-        for action in self._store.actions_in("done"):
-            hooks = action["detail"].get("hooks") or {}
-            if any(state in ("told", "delivered") for state in hooks.values()):
-                self._hooked[action["id"]] = end_ns(action)
+        self._hooks.resume()
         for name in sorted({a["incident"] for a in waiting if not a["detail"].get("approval")})[
             :MOST_WAITING
         ]:

@@ -134,7 +134,7 @@ class Answering:
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         return {
             "ok": True,
-            "address": request["address"],
+            "address": request.get("address", ""),
             "ttl_s": request["ttl_s"],
             "already": False,
         } | answer
