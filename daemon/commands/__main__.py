@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from .. import sandbox
 from ..errors import GatewatchError, PrivilegeError, UsageError
-from .server import Server, say
+from .server import MOST_CLIENTS, Server, say
 
 _PR_SET_DUMPABLE = 4  # linux/prctl.h
 _MOST_PROCESSES = 128  # of the helper's user, with all that its commands start
@@ -155,7 +155,7 @@ def _listen(path: str, analyser: int) -> socket.socket:
         raise UsageError(f"--listen {path}: {error.strerror or error}") from None
     finally:
         os.umask(former)
-    listener.listen(64)
+    listener.listen(2 * MOST_CLIENTS)
     return listener
 
 

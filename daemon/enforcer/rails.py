@@ -343,7 +343,7 @@ def _command(table: _Table) -> Command:
         name=name,
         run=table.arguments("run"),
         undo=table.arguments("undo") if "undo" in table.values else (),
-        timeout_s=table.number("timeout_s", 1, 300) if "timeout_s" in table.values else Command.timeout_s,
+        timeout_s=table.number("timeout_s", 1, 300) if "timeout_s" in table.values else 10,
     )
     table.nothing_left()
     return command
