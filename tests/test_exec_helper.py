@@ -19,15 +19,19 @@ from typing import Any
 
 import psutil
 import pytest
+from gatewatch.config.schema import Config
 from gatewatch.daemon.commands import safety
 from gatewatch.daemon.commands.request import MOST_INPUT, MalformedError, encoded, parse
+from gatewatch.daemon.doctor import examine
 from gatewatch.daemon.enforcer.rails import Command, load
 from gatewatch.daemon.enforcer.rails import parse as parse_rails
 from gatewatch.daemon.errors import CommandError, ConfigError
 from gatewatch.daemon.exec_link import ExecLink, FailedError
 from hypothesis import given
 from hypothesis import strategies as st
-from lab.lab import wait_for
+from lab.hosts import program
+from lab.lab import Lab, wait_for
+from lab.running import Gatewatch
 
 pytestmark = pytest.mark.usefixtures("root")
 
@@ -755,3 +759,96 @@ def test_long_text_is_cut_and_fits_the_line() -> None:
     assert len(request.environment["GATEWATCH_A"].encode()) == 1024
     assert MOST_INPUT - 2 <= len(request.input) <= MOST_INPUT
     assert len(encoded({"run": "page", "id": "1", "input": '"' * 90_000})) < 200_000
+
+
+@pytest.mark.skipif(program("systemd-analyze") is None, reason="needs systemd-analyze")
+def test_the_units_are_understood_and_allow_no_more_than_is_needed(repository: Path, tmp_path: Path) -> None:
+    for name in ("gatewatch-exec.socket", "gatewatch-exec.service"):
+        text = (repository / "systemd" / name).read_text()
+        (tmp_path / name).write_text(text.replace("/opt/gatewatch/bin/python", sys.executable))
+    service = str(tmp_path / "gatewatch-exec.service")
+    for words in (
+        ["verify", "--man=no", str(tmp_path / "gatewatch-exec.socket"), service],
+        ["security", "--offline=true", "--threshold=30", service],
+    ):
+        done = subprocess.run(
+            ["systemd-analyze", *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "SYSTEMD_LOG_LEVEL": "warning"},
+        )
+        assert done.returncode == 0, done.stdout
+        assert "gatewatch-exec" not in done.stderr, done.stderr
+
+
+def test_started_as_its_user_it_takes_the_socket_that_is_handed_over(helper: Helper) -> None:
+    helper.command("who", "id -u")
+    words = "import os, argparse, shutil, tomllib, gatewatch.daemon.commands.__main__; os.setgroups([]); "
+    words += f"os.setresgid({OWN}, {OWN}, {OWN}); os.setresuid({OWN}, {OWN}, {OWN}); "
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(helper.socket))
+        listener.listen()
+        os.dup2(listener.fileno(), 103)
+        words += "os.dup2(103, 3); os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))"
+        with subprocess.Popen(
+            [sys.executable, "-c", START.format(patch=words), "--rails", str(helper.rails)]
+            + ["--analyser", str(ANALYSER)],
+            pass_fds=[103],
+        ) as process:
+            os.close(103)
+            try:
+                assert helper.ask("who")["output"] == str(OWN)
+            finally:
+                process.terminate()
+        assert process.returncode == 0
+
+
+def test_the_doctor_says_whether_each_command_is_safe(helper: Helper) -> None:
+    helper.command("page", "exit 0", undo="exit 0")
+    helper.command("lost", "exit 0")
+    helper.command("open", "exit 0", undo="exit 0")
+    (helper.folder / "lost").unlink()
+    (helper.folder / "open-undo").chmod(0o777)
+    config = Config.model_validate({"state": str(helper.folder), "rails": str(helper.rails)})
+    found = {check.check: check for check in examine(config, socket=helper.folder / "none.sock")}
+    assert found["command page"].state == "ok"
+    assert (found["command lost"].state, found["command open"].state) == ("fail", "fail")
+    assert "No such file" in found["command lost"].detail
+    assert found["command open"].remedy == f"chmod go-w {helper.folder / 'open-undo'}"
+
+
+def test_the_service_starts_the_helper_where_the_rails_name_a_command(bare: Lab, helper: Helper) -> None:
+    helper.command("who", "id -u; cat")
+    with Gatewatch(bare, observe=True, rails=helper.rails.read_text()) as watch:
+        helper.socket = watch.state / "run" / "exec.sock"
+        (process,) = helpers(watch)
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        analyser, own = helper.socket.stat().st_uid, process.uids().real
+        assert own not in (0, analyser)
+        assert "CapEff:\t0000000000000000" in status
+        assert "NoNewPrivs:\t1" in status
+        answer = helper.ask("who", input="what happened")
+        assert answer["output"] == f"{own} what happened"
+        helper.command("second", "echo new")
+        rails = watch.folder / "rails.toml"
+        rails.write_text(rails.read_text() + "[[command]]" + helper.rails.read_text().split("[[command]]")[2])
+        assert watch.process is not None
+        watch.process.send_signal(signal.SIGHUP)
+        wait_for("the rails", lambda: "commands: who, second" in watch.said())
+        assert helper.ask("second")["output"] == "new"
+        process.kill()
+        wait_for("its restart", lambda: watch.said().count("gatewatch-exec: ready") == 2)
+        assert helper.ask("who", "2")["ok"]
+    assert ended(process.pid)
+
+
+def test_no_command_no_helper(bare: Lab) -> None:
+    with Gatewatch(bare, observe=True) as watch:
+        assert helpers(watch) == []
+
+
+def helpers(watch: Gatewatch) -> list[psutil.Process]:
+    assert watch.process is not None
+    children = psutil.Process(watch.process.pid).children(recursive=True)
+    return [child for child in children if "gatewatch.daemon.commands" in child.cmdline()]
