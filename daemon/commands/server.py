@@ -145,9 +145,9 @@ class Server:
         _, uid, _ = struct.unpack("=iII", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         waiting = sum(len(job.waiting) for job in (*self._queue, *self._running.values()))
         if uid not in (0, self._analyser):
-            reply(client, wrong(f"uid {uid} is neither root nor the analyser"))
+            refuse(client, wrong(f"uid {uid} is neither root nor the analyser"))
         elif len(self._clients) + waiting >= MOST_CLIENTS:
-            reply(client, wrong(f"{MOST_CLIENTS} ask already", "ask again later"))
+            refuse(client, wrong(f"{MOST_CLIENTS} ask already", "ask again later"))
         else:
             self._clients[client] = time.monotonic() + HEAR_S
             self._selector.register(client, selectors.EVENT_READ, partial(self._hear, client))
@@ -259,6 +259,14 @@ def reply(client: socket.socket, answer: dict[str, object]) -> None:
     """The one answer of a connection. Whoever went away, or does not read, goes without."""
     with client, contextlib.suppress(OSError):
         client.send(json.dumps(answer).encode("ascii"))
+
+
+def refuse(client: socket.socket, answer: dict[str, object]) -> None:
+    """The same to one who is not listened to. What is unread when a socket is closed would destroy the answer."""
+    with contextlib.suppress(OSError):
+        client.shutdown(socket.SHUT_RD)
+        client.recv(1)
+    reply(client, answer)
 
 
 @contextlib.contextmanager
