@@ -194,6 +194,15 @@ def test_a_command_is_in_a_session_of_its_own(helper: Helper) -> None:
     assert pid == group == session
 
 
+def test_a_command_is_limited(helper: Helper) -> None:
+    helper.command(
+        "limits", "exec awk '/processes|open files|file size|core/ {print $(NF-1)}' /proc/self/limits"
+    )
+    helper.start()
+    output = helper.ask("limits")["output"].split()
+    assert sorted(output) == sorted([str(64 << 20), "0", "128", "256"])
+
+
 def test_arguments_and_variables_stay_text(helper: Helper) -> None:
     strange = ("$(id)", "; touch owned", "*", "", "a b", "`id`", "${HOME}", "--")
     helper.command("literal", 'printf "<%s>" "$@" "$GATEWATCH_WHAT"', *strange)

@@ -73,7 +73,12 @@ class Run:
                 f"command {request.run}: {line[0]} cannot be run ({why})",
                 remedy="see whether the helper's user may run it",
             ) from None
-        self._watch = os.pidfd_open(self._process.pid)
+        try:
+            self._watch = os.pidfd_open(self._process.pid)
+        except OSError as error:  # no descriptor left: what cannot be watched must not run
+            self._kill()
+            self._process.communicate()
+            raise CommandError(f"command {request.run}: cannot be watched ({error.strerror})") from None
         selector.register(self._watch, selectors.EVENT_READ, self._exited)
         assert self._process.stdout is not None
         os.set_blocking(self._process.stdout.fileno(), False)

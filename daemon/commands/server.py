@@ -33,6 +33,7 @@ MOST_A_MINUTE = 60
 MOST_CLIENTS = 64
 HEAR_S = 5.0  # for the request, once connected
 REMEMBERED_S = 3600.0
+ENDS = "the helper ends"
 _MINUTE_S = 60.0
 
 Key = tuple[str, str, bool]  # the action, the command, and whether it is undone
@@ -106,11 +107,19 @@ class Server:
                 self._reload = False
                 with complained("rails not read anew, the former hold: "):
                     self.load()
+        self._finish()
+
+    def _finish(self) -> None:
+        """Take nothing more, tell everyone who waits, and end what runs."""
+        self._selector.unregister(self._listener)
+        for client in list(self._clients):
+            self._forget(client)
+            refuse(client, wrong(ENDS))
         for job in self._queue:
-            self._answer(job, wrong("the helper ends"))
+            self._answer(job, wrong(ENDS))
         self._queue.clear()
         for run in self._running:
-            run.end("the helper ends")
+            run.end(ENDS)
         limit = time.monotonic() + 2.0
         while self._running and time.monotonic() < limit:
             self._turn()
