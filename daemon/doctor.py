@@ -66,6 +66,7 @@ def examine(config: Config, *, socket: Path, file: Path | None = None) -> Iterat
         _clock,
         lambda: _state_folder(config),
         lambda: _rails(config),
+        lambda: _commands(config),
         lambda: _playbooks(config),
         lambda: _enforcer(config, socket),
     )
@@ -363,6 +364,25 @@ def _rails(config: Config) -> Iterator[Check]:
         yield Check(
             "endpoints", "warn", f"{path} names none: a kill switch has nothing to cut", "name them there"
         )
+
+
+def _commands(config: Config) -> Iterator[Check]:
+    """Whether each program that the rails name is there, and nobody but root could put another in its place."""
+    from .commands import safety
+    from .enforcer.rails import load
+
+    try:
+        named = load(config.rails).commands
+    except ConfigError:
+        return  # said of the rails already
+    for command in named:
+        try:
+            for line in filter(None, (command.run, command.undo)):
+                safety.check(line[0])
+        except GatewatchError as error:
+            yield Check(f"command {command.name}", "fail", error.message, error.remedy)
+        else:
+            yield Check(f"command {command.name}", "ok", " ".join(command.run))
 
 
 def _playbooks(config: Config) -> Iterator[Check]:

@@ -6,6 +6,7 @@ GatewatchError                  one line for the user: what is wrong, where, wha
 ├── InputError          exit 1  a log or capture that cannot be read: names file and offset
 ├── PrivilegeError      exit 1  the operation needs a privilege that this process lacks
 ├── StoreError          exit 1  the SQLite store
+├── CommandError        exit 1  a command of the rails could not be run, or failed
 └── EnforcerError       exit 1  the enforcer could not be reached, or the kernel refused
     └── RefusedError    exit 1  the enforcer refused: names the rail or the missing authority
 """
@@ -44,6 +45,10 @@ class PrivilegeError(GatewatchError):
 
 
 class StoreError(GatewatchError):
+    pass
+
+
+class CommandError(GatewatchError):
     pass
 
 

@@ -6,7 +6,10 @@ on, and goes on with the rest. Everything that it writes lies in one state folde
 
 from __future__ import annotations
 
+import contextlib
+import grp
 import os
+import signal
 import socket
 import sys
 import time
@@ -46,11 +49,13 @@ from .supervisor import (
     notify_systemd,
     start_cut_helper,
     start_enforcer,
+    start_exec_helper,
 )
 
 AUTH_LOGS = ("/var/log/auth.log", "/var/log/secure")
 ACCESS_LOGS = ("/var/log/nginx/access.log",)
 LOG_GROUPS = ("adm", "systemd-journal")
+EXEC_USER = "gatewatch-exec"
 ENFORCER_PATIENCE_S = 5.0
 
 
@@ -212,6 +217,7 @@ class Service:
         self._shipper_id = identity("gatewatch-sinks", 2)
         self._supervisor = Supervisor(say)
         self._packets: Process | None = None
+        self._exec: Process | None = None
         self._control: socket.socket | None = None
 
     def run(self) -> int:
@@ -239,12 +245,34 @@ class Service:
             if self._plan.rails is not None and self._plan.rails.cut_helper and not self._answers("cut.sock"):
                 helper = partial(start_cut_helper, self._state, Path(self._config.rails))
                 self._supervisor.add("cut helper", helper)
+        self._start_commands()
         self._supervisor.add("analyser", self._start_analyser)
         self._supervisor.add("shipper", self._start_shipper)
         if self._plan.interfaces:
             self._packets = self._supervisor.add("packets", self._start_packets)
         notify_systemd("READY=1")
-        return self._supervisor.run(lambda: say("SIGHUP: nothing to reload"), self._exited)
+        return self._supervisor.run(self._reload, self._exited)
+
+    def _start_commands(self) -> None:
+        """The helper that runs what the rails name as `[[command]]`, as a user of its own; so as root alone."""
+        rails = self._plan.rails
+        if rails is None or not rails.commands:
+            return
+        if os.geteuid() != 0:
+            say("commands: off: they run as a user of their own; start as root to have them")
+        elif not self._answers("exec.sock"):
+            groups = [group.gr_name for group in grp.getgrall() if EXEC_USER in group.gr_mem]
+            own = identity(EXEC_USER, 5, groups)
+            start = partial(start_exec_helper, self._state, Path(self._config.rails), self._analyser_id, own)
+            self._exec = self._supervisor.add("exec helper", start)
+
+    def _reload(self) -> None:
+        if self._exec is None or not self._exec.pid:
+            say("SIGHUP: nothing to reload")
+            return
+        say("SIGHUP: the exec helper reads the rails anew")
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._exec.pid, signal.SIGHUP)
 
     def _sinks_text(self) -> str:
         return ", ".join(str(self._config.sink_path(name)) for name in self._config.sinks) or "no sink"

@@ -313,6 +313,22 @@ def start_cut_helper(state: Path, rails: Path) -> int:
     return _start_module("gatewatch.daemon.enforcer.cut", words)
 
 
+def start_exec_helper(state: Path, rails: Path, analyser: Identity, own: Identity) -> int:
+    """The helper that runs the commands of the rails as the user `own`; returns its process id."""
+    words = [
+        "--rails",
+        str(rails),
+        "--listen",
+        str(state / "run" / "exec.sock"),
+        "--die-with",
+        str(os.getpid()),
+    ]
+    words += ["--analyser", str(analyser.uid), "--uid", str(own.uid), "--gid", str(own.gid)]
+    for group in own.groups:
+        words += ["--group", str(group)]
+    return _start_module("gatewatch.daemon.commands", words)
+
+
 def _start_module(module: str, words: list[str]) -> int:
     def unblock() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

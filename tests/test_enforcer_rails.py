@@ -57,6 +57,9 @@ def test_the_shipped_file_is_valid_and_every_default_in_it_is_true(repository: P
         "restrict_without_person",
         "namespaces =",
         "public_key",
+        "run =",
+        "undo =",
+        "timeout_s",
     )
     shown = parse("\n".join(line for line in lines if line.startswith(keys)))
     assert shown.limits == Limits()
@@ -65,6 +68,7 @@ def test_the_shipped_file_is_valid_and_every_default_in_it_is_true(repository: P
     assert not endpoint.kill_without_person
     assert endpoint.namespaces == ("/run/netns/models", "/run/docker/netns/*")
     assert [s.name for s in shown.signers] == ["alice"]
+    assert [(c.name, c.timeout_s) for c in shown.commands] == [("page", 10)]
     assert not shown.two_people and not shown.cut_helper and not shown.accounts_helper
     assert shown.never_block_users == (ROOT, ("any", "breakglass"), ("key", "k-0011223344556677"))
     assert endpoint.allowed == (ip_network("203.0.113.0/24"),) and not endpoint.restrict_without_person

@@ -104,6 +104,15 @@ class Signer(NamedTuple):
     uid: int = -1  # the account of the same person here, so that nobody counts twice
 
 
+class Command(NamedTuple):
+    """A program that the analyser may have run, by its name alone: the arguments stand here and nowhere else."""
+
+    name: str
+    run: tuple[str, ...]
+    undo: tuple[str, ...] = ()
+    timeout_s: int = 10
+
+
 class Rails(NamedTuple):
     """What `rails.toml` says. `text` is the file as read."""
 
@@ -119,6 +128,7 @@ class Rails(NamedTuple):
     accounts_helper: bool = False
     limits: Limits = Limits()
     endpoints: tuple[Endpoint, ...] = ()
+    commands: tuple[Command, ...] = ()
     path: str = ""
     text: str = ""
 
@@ -271,6 +281,9 @@ def parse(text: str, path: str = "rails.toml") -> Rails:
         endpoints=tuple(
             _endpoint(_Table(e, path, f"endpoint[{i}].")) for i, e in enumerate(table.tables("endpoint"))
         ),
+        commands=tuple(
+            _command(_Table(c, path, f"command[{i}].")) for i, c in enumerate(table.tables("command"))
+        ),
         path=path,
         text=text,
     )
@@ -278,6 +291,7 @@ def parse(text: str, path: str = "rails.toml") -> Rails:
     for key, names in (
         ("endpoint", [e.name for e in rails.endpoints]),
         ("signer", [s.name for s in rails.signers]),
+        ("command", [c.name for c in rails.commands]),
     ):
         for twice in {n for n in names if names.count(n) > 1}:
             raise ConfigError(
@@ -321,6 +335,18 @@ def _endpoint(table: _Table) -> Endpoint:
     if not endpoint.services:
         raise table.wrong("fronts", "at least one front or back")
     return endpoint
+
+
+def _command(table: _Table) -> Command:
+    name = table.name()
+    command = Command(
+        name=name,
+        run=table.arguments("run"),
+        undo=table.arguments("undo") if "undo" in table.values else (),
+        timeout_s=table.number("timeout_s", 1, 300) if "timeout_s" in table.values else 10,
+    )
+    table.nothing_left()
+    return command
 
 
 class _Table:
@@ -373,6 +399,16 @@ class _Table:
         value = self.take(key, list, [])
         if not all(type(item) is str and item.startswith("/") and item.isprintable() for item in value):
             raise self.wrong(key, "a list of absolute paths, such as /run/netns/models")
+        return tuple(value)
+
+    def arguments(self, key: str) -> tuple[str, ...]:
+        """A program by its absolute path, and its arguments."""
+        value = self.take(key, list, [])
+        fine = all(type(item) is str and item.isprintable() and len(item) <= 1024 for item in value)
+        if not (fine and 1 <= len(value) <= 32 and value[0].startswith("/")):
+            raise self.wrong(
+                key, "a list of 1 to 32 arguments, the first an absolute path, none with control characters"
+            )
         return tuple(value)
 
     def networks(self, key: str) -> tuple[Network, ...]:
