@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import socket
-import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -24,16 +22,18 @@ from ..playbooks.breaker import Breaker
 from ..playbooks.engine import Engine
 from . import recovery
 from .assembly import build_correlator, build_detection, build_geography, parser_options, provenance_of
-from .benign import LONGEST_S, Benign, BenignList
+from .benign import BenignList
 from .books import Books
 from .collectors.shared import PacketSource
 from .control import serve_commands
 from .denied import DenyList
+from .desk import Desk
 from .detection import Detection
 from .enforcer.client import socket_path
 from .errors import GatewatchError, StoreError
 from .events import NS_PER_S, rfc3339
 from .evidence import Evidence
+from .exec_link import ExecLink
 from .feeds import Feed, JournalFeed, LogFeed, Reading
 from .incidents import MOST_OPEN, Change, Incident, action_document
 from .link import EnforcerLink
@@ -42,7 +42,6 @@ from .news import News
 from .parts import Parts
 from .response import Carriers, Responder
 from .sinks.outbox import OutboxServer
-from .standing import standing_of
 from .store import Store
 from .successes import Successes
 from .tripping import tripped
@@ -82,6 +81,7 @@ class Analyser:
             self.store,
             Carriers(
                 enforcer=EnforcerLink(socket_path(parts.state)) if parts.enforces else None,
+                commands=_commands(parts),
                 evidence=Evidence(parts.state / "analyser" / "evidence"),
                 hooks=frozenset(parts.config.hooks),
             ),
@@ -100,6 +100,18 @@ class Analyser:
             complain=self._complain,
             say=parts.say,
             heard=self._heard,
+        )
+        self._desk = Desk(
+            parts,
+            self.store,
+            detection=lambda: self._detection,
+            correlator=self._correlator,
+            benign=self._benign,
+            engine=self._engine,
+            responder=self._responder,
+            recall=self._recall,
+            publish=self._publish,
+            health=self.health,
         )
         self._packets: PacketSource | None = None
         self._dirty: dict[str, Incident] = {}
@@ -125,7 +137,7 @@ class Analyser:
             self._responder.run(self._action_finished),
             self._news.run(),
             self._outbox.serve(self.parts.outbox),
-            serve_commands(self.parts.commands, self._command),
+            serve_commands(self.parts.commands, self._desk.answer),
             self._take_handovers(),
             self._tick(),
             self._renew_places(),
@@ -528,91 +540,11 @@ class Analyser:
             "problems": dict(self._outbox.problems),
         }
 
-    def _command(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Answers the command line: `acknowledge`, `close`, `remove_exception`, `health`, `standing`, `undo`."""
-        match request.get("do"):
-            case "standing":
-                return self._standing(request)
-            case "health":
-                return {"ok": True, **self.health()}
-            case "acknowledge" | "close" as what:
-                return self._set_status(request, "acknowledged" if what == "acknowledge" else "closed")
-            case "undo":
-                return {"ok": True, "said": self._responder.undo(str(request.get("action", "")))}
-            case "remove_exception":
-                return self._remove_exception(request)
-            case other:
-                return {"ok": False, "error": f"unknown request {json.dumps(other)[:80]}"}
 
-    def _set_status(self, request: Mapping[str, Any], status: str) -> dict[str, Any]:
-        """After a person; closing as benign (`benign_s`: for how long) makes exceptions in the same transaction."""
-        incident, note = str(request.get("incident", "")), str(request.get("note", ""))[:1000]
-        now_ns = time.time_ns()
-        made: list[Benign] = []
-        if status == "closed" and request.get("benign_s") is not None:
-            known = self._correlator.incident(incident) or self._recall(incident)
-            lasting_s = request["benign_s"]
-            if known is None:
-                return {"ok": False, "error": f"no incident {incident}"}
-            if type(lasting_s) is not int or not 1 <= lasting_s <= LONGEST_S:
-                return {"ok": False, "error": f"an exception lasts from 1s to {duration_text(LONGEST_S)}"}
-            try:
-                made = self._benign.closing(known, now_ns, lasting_s, _who(request), note)
-            except ValueError as error:
-                return {"ok": False, "error": str(error)}
-        with self.store.transaction():
-            if not self.store.set_status(incident, status, note):
-                return {"ok": False, "error": f"no incident {incident}"}
-            document: dict[str, Any] = {"event": "status", "id": incident, "status": status, "note": note}
-            if made:
-                document["exceptions"] = [exception.id for exception in made]
-            self.store.add_to_outbox(f"{incident}:{status}:{now_ns}", document, now_ns)
-            for exception in made:
-                self._book_exception(exception, now_ns)
-        self._benign.add(made)
-        self._correlator.set_closed(incident, status == "closed")
-        if status == "closed":
-            self._responder.forget(incident)
-        self._publish()
-        return {
-            "ok": True,
-            "incident": incident,
-            "status": status,
-            "exceptions": [e.document(self._correlator.mask, now_ns) for e in made],
-        }
-
-    def _remove_exception(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        now_ns = time.time_ns()
-        removed = self._benign.removing(str(request.get("exception", "")), now_ns, _who(request))
-        if removed is None:
-            return {"ok": False, "error": "there is no such exception in force"}
-        with self.store.transaction():
-            self._book_exception(removed, now_ns)
-        self._benign.add([removed])
-        self._publish()
-        return {"ok": True, "exception": removed.document(self._correlator.mask, now_ns)}
-
-    def _book_exception(self, exception: Benign, now_ns: int) -> None:
-        """An exception made or removed, for the store and every sink. Call it inside a transaction."""
-        self.store.save_exception(exception.state())
-        document = {"event": "exception", **exception.document(self._correlator.mask, now_ns)}
-        self.store.add_to_outbox(f"{exception.id}:{document['state']}", document, now_ns)
-
-    def _standing(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        incidents = request.get("incidents")
-        try:
-            found = standing_of(
-                str(request.get("network"))[:64],
-                map(str, incidents) if isinstance(incidents, list) else (),
-                time.time_ns(),
-                parts=self.parts,
-                detection=self._detection,
-                store=self.store,
-                engine=self._engine,
-            )
-        except (ValueError, sqlite3.Error) as error:
-            return {"ok": False, "error": str(error)}
-        return {"ok": True, "standing": [s._asdict() for s in found]}
+def _commands(parts: Parts) -> ExecLink | None:
+    """The line to the helper that runs commands, where the rails name any. People are told in observe mode, too."""
+    named = parts.rails is not None and parts.rails.commands
+    return ExecLink(parts.state / "run" / "exec.sock") if named else None
 
 
 def _denies_user(denied: DenyList, user: str) -> bool:
@@ -620,11 +552,6 @@ def _denies_user(denied: DenyList, user: str) -> bool:
     if colon and kind == "key":
         return denied.denied_user("key", name)
     return any(denied.denied_user(kind, user) for kind in ("account", "subject", "certificate"))
-
-
-def _who(request: Mapping[str, Any]) -> str:
-    """Who asks, as the command says: only root and the same user are served, so this is for the books."""
-    return "".join(c for c in str(request.get("by", ""))[:64] if c.isprintable()) or "unknown"
 
 
 async def _receive(control: socket.socket) -> tuple[bytes, list[int]]:

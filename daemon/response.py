@@ -27,6 +27,7 @@ from .cli.output import printable
 from .errors import EnforcerError, GatewatchError, RefusedError, StoreError
 from .events import NS_PER_S
 from .evidence import Evidence
+from .exec_link import FailedError
 from .hooking import HookBox
 from .link import Answer, EnforcerLink
 from .store import Store
@@ -264,6 +265,8 @@ class Responder:
                 self._say(f"{action['action']} {action['target']}: not taken back, {error}")
             else:
                 self._end(action, "failed" if error.rail in PASSING_RAILS else "refused", str(error))
+        except FailedError as error:  # the command was run: doing so again is for a person to decide
+            self._end(action, "refused", f"the command failed: {error}")
         except GatewatchError as error:
             # Whether a block still stands is not known then: it is taken to.
             known = action["state"] == "done" and isinstance(error, EnforcerError)

@@ -190,7 +190,7 @@ def test_playbooks_leave_a_closed_incident_alone_and_a_new_attack_is_not_hidden_
         analyser = rig.analyser()
         analyser._settle([finding(confidence=0.5)])
         [incident] = analyser.store.incidents()
-        assert analyser._command({"do": "close", "incident": incident["id"]})["ok"]
+        assert analyser._desk.answer({"do": "close", "incident": incident["id"]})["ok"]
         analyser._settle([finding()])
         [incident] = analyser.store.incidents()
         assert (incident["status"], incident["actions"]) == ("closed", [])
@@ -216,7 +216,7 @@ def test_what_was_closed_as_benign_stays_so_over_a_restart_is_told_and_can_be_ta
             "by": "eve\x1b",
             "benign_s": 86_400,
         }
-        answer = analyser._command(request)
+        answer = analyser._desk.answer(request)
         [made] = answer["exceptions"]
         assert (made["kind"], made["entity"], made["users"]) == ("brute_force", "203.0.113.7", ["ada"])
         assert (made["by"], made["note"], made["state"]) == ("eve", "our job", "in force")
@@ -232,8 +232,8 @@ def test_what_was_closed_as_benign_stays_so_over_a_restart_is_told_and_can_be_ta
         assert sorted(i["status"] for i in analyser.store.incidents()) == ["closed", "open"]
 
         removal = {"do": "remove_exception", "exception": made["id"], "by": "eve"}
-        assert analyser._command(removal)["exception"]["state"] == "removed"
-        assert not analyser._command(removal)["ok"]
+        assert analyser._desk.answer(removal)["exception"]["state"] == "removed"
+        assert not analyser._desk.answer(removal)["ok"]
         told_of = [json.loads(row.document) for row in analyser.store.pending("nobody", 100)]
         said = [(d["state"], d["by"]) for d in told_of if d["event"] == "exception"]
         assert said == [("in force", "eve"), ("removed", "eve")]
@@ -250,10 +250,10 @@ def test_an_exception_without_an_end_is_refused_and_nothing_is_closed(rig: Rig, 
         analyser = rig.analyser()
         analyser._settle([finding()])
         [incident] = analyser.store.incidents()
-        answer = analyser._command({"do": "close", "incident": incident["id"], "benign_s": lasting})
+        answer = analyser._desk.answer({"do": "close", "incident": incident["id"], "benign_s": lasting})
         assert not answer["ok"]
         assert "lasts" in answer["error"]
-        assert not analyser._command({"do": "close", "incident": "none", "benign_s": 60})["ok"]
+        assert not analyser._desk.answer({"do": "close", "incident": "none", "benign_s": 60})["ok"]
         assert [i["status"] for i in analyser.store.incidents()] == ["open"]
         assert analyser.store.exceptions() == []
 
