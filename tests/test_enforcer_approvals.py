@@ -101,6 +101,23 @@ def test_two_different_people_have_to_agree_where_two_are_asked_for(rig: Rig) ->
 
 
 @pytest.mark.lab
+def test_what_is_granted_is_noted_though_it_was_in_force_already(rig: Rig) -> None:
+    filed = rig.ask_as(ANALYSER_UID, {**BLOCK, "approval": 1}, {**USER, "approval": 1}, KILL)
+    rig.enforcer().block(ATTACKER, ttl_s=900, reason="by a person meanwhile")
+    rig.enforcer().block_user("alice", kind="subject", ttl_s=900, reason="by a person meanwhile")
+    rig.enforcer().kill(["models"], "by a person meanwhile")
+    done = rig.ask_as(ALICE, *(grant(a["pending"]) for a in filed), groups=GROUP)
+    assert [bool(a["already"]) for a in done] == [True] * 3
+    assert [e["approval"] for e in entries(rig, "block", "block_user", "kill") if "approval" in e] == [
+        a["pending"] for a in filed
+    ]
+    (block,), (user,) = rig.enforcer().blocks(), rig.enforcer().users()
+    assert {(b["owner"], b["ttl_s"] > 800) for b in (block, user)} == {("operator", True)}, (
+        "nothing is shortened"
+    )
+
+
+@pytest.mark.lab
 def test_the_analyser_has_a_kill_filed_that_the_rails_do_not_grant_beforehand(rig: Rig) -> None:
     kills = [{**KILL, "endpoints": [name]} for name in ("automatic", "models", "spared", "nobody")]
     done, filed, spared, nobody = rig.ask_as(ANALYSER_UID, *kills)

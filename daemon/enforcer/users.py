@@ -64,7 +64,8 @@ class Users:
         former = state.user_in_force(f"{kind}:{name}", moment)
         remains_s = state.remaining_s(former, moment) if former else 0.0
         owner = former.owner if former and caller.owner == "analyser" else caller.owner
-        if former and remains_s >= ttl_s and owner == former.owner:
+        same = former is not None and remains_s >= ttl_s and owner == former.owner
+        if same and not caller.approval:  # what people granted is noted, whether it changes something or not
             return {"user": name, "kind": kind, "ttl_s": int(remains_s), "already": True}
         if caller.role == "analyser" and not room(self._made, limits.most_new_per_minute):
             return Refusal(f"more than {limits.most_new_per_minute} blocks a minute", "most_new_per_minute")
