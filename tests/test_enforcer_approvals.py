@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from enforcer_rig import ANALYSER_UID, RAILS, Rig
+from gatewatch.daemon.audit import entry_document
 from gatewatch.daemon.enforcer import signatures
 from gatewatch.daemon.enforcer.authority import Authority
 from gatewatch.daemon.enforcer.callers import Caller
@@ -97,6 +98,23 @@ def test_two_different_people_have_to_agree_where_two_are_asked_for(rig: Rig) ->
     ]  # fmt: skip
     (user,) = rig.enforcer().users()
     assert (user["owner"], user["by"]) == ("analyser", f"analyser, granted by uid {ALICE} and uid {BOB}")
+
+
+@pytest.mark.lab
+def test_what_is_granted_is_noted_though_it_was_in_force_already(rig: Rig) -> None:
+    filed = rig.ask_as(ANALYSER_UID, {**BLOCK, "approval": 1}, {**USER, "approval": 1}, KILL)
+    rig.enforcer().block(ATTACKER, ttl_s=900, reason="by a person meanwhile")
+    rig.enforcer().block_user("alice", kind="subject", ttl_s=900, reason="by a person meanwhile")
+    rig.enforcer().kill(["models"], "by a person meanwhile")
+    done = rig.ask_as(ALICE, *(grant(a["pending"]) for a in filed), groups=GROUP)
+    assert [bool(a["already"]) for a in done] == [True] * 3
+    assert [e["approval"] for e in entries(rig, "block", "block_user", "kill") if "approval" in e] == [
+        a["pending"] for a in filed
+    ]
+    (block,), (user,) = rig.enforcer().blocks(), rig.enforcer().users()
+    assert {(b["owner"], b["ttl_s"] > 800) for b in (block, user)} == {("operator", True)}, (
+        "nothing is shortened"
+    )
 
 
 @pytest.mark.lab
@@ -275,6 +293,41 @@ def test_what_nobody_answers_in_time_expires_and_is_noted(tmp_path: Path) -> Non
     assert said == [("expired", first), ("expired", second), ("expired", third)]
     assert len(again.state.approvals) == 1
     again.close()
+
+
+def test_the_documents_for_the_sinks_say_what_is_asked_for_and_of_whom() -> None:
+    asked = {**USER, "approval": 2, "hits": "nobody else"}
+    said = {
+        "ask": {"id": "A7", "asked": asked, "by": "analyser", "needs": 2},
+        "agree": {"id": "A7", "by": "uid 1"},
+        "grant": {"id": "A7", "by": "uid 2"},
+        "expired": {"id": "A7"},
+        "block_user": {
+            "user": "alice",
+            "kind": "subject",
+            "ttl_s": 600,
+            "by": "x",
+            "reason": "y",
+            "approval": "A7",
+        },
+        "refused": {
+            "asked": {"request": "block_user", "user": "root"},
+            "by": "analyser",
+            "rail": "never_block_users",
+        },
+    }
+    documents = {do: entry_document({"do": do, **entry}, 7, "ab") for do, entry in said.items()}
+    assert {do: document["title"] for do, document in documents.items()} == {
+        "ask": "approval asked for: block_user subject:alice by analyser: her token",
+        "agree": "approval agreed to by one person, needs another: A7 by uid 1",
+        "grant": "approval granted: A7 by uid 2",
+        "expired": "nobody answered in time, approval expired: A7",
+        "block_user": "blocked subject:alice by x: y",
+        "refused": "refused: block_user any:root by analyser (rail never_block_users)",
+    }
+    assert "hits: nobody else" in documents["ask"]["what"]
+    assert "approval: A7" in documents["block_user"]["what"]
+    assert documents["refused"]["priority"] == "high"
 
 
 @pytest.fixture

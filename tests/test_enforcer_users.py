@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from enforcer_rig import ANALYSER_UID, OTHER, RAILS, Rig
 from gatewatch.daemon.enforcer.journal import Journal
-from gatewatch.daemon.enforcer.kernel.accounts import administrators
 from gatewatch.daemon.enforcer.protocol import principal
 from gatewatch.daemon.enforcer.state import NS_PER_S, Moment
 from gatewatch.daemon.errors import RefusedError
@@ -222,7 +221,7 @@ def test_the_last_account_that_can_become_root_is_not_blocked(tmp_path: Path) ->
     clock = Clock()
     journal = Journal(str(tmp_path), clock)
     can = {"alice", "bob"}
-    users = Users(journal, clock, deque(), deque(), lambda operators: frozenset(can))
+    users = Users(journal, clock, deque(), deque(), lambda operators: can)
     root = Caller("operator", 0, 0)
 
     def block(user: str, kind: str = "any") -> str:
@@ -239,20 +238,6 @@ def test_the_last_account_that_can_become_root_is_not_blocked(tmp_path: Path) ->
     can.clear()
     assert block("dave", "account") == "ok", "nobody can become root anyway"
     journal.close()
-
-
-def test_who_can_become_root_is_read_from_the_files(tmp_path: Path) -> None:
-    passwd, group = tmp_path / "passwd", tmp_path / "group"
-    passwd.write_text(
-        "root:x:0:0::/root:/bin/sh\ntoor:x:0:0::/root:/bin/sh\nalice:x:1000:1000::/:/bin/bash\nbob:x:1001:27::/:/bin/sh\n"
-        "svc:x:998:998::/:/usr/sbin/nologin\ncarol:x:1002:1002::/:/bin/sh\nno line\ndan:x:1003:1003::/:\n"
-    )
-    group.write_text(
-        "root:x:0:\nsudo:x:27:alice,svc,toor,ghost\nops:x:50:carol\nadmin:x:51:\nwheel:x:52:dan\nbroken\n"
-    )
-    found = administrators("ops", str(passwd), str(group))
-    assert found == {"alice", "bob", "carol", "dan"}
-    assert administrators("", str(passwd), str(group)) == {"alice", "bob", "dan"}
 
 
 @pytest.mark.parametrize("text", ["alice", "key:k-00", "any:a:b c", "person:alice", "a:"])

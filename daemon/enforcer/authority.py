@@ -118,11 +118,10 @@ class Authority:
         """Once a minute: note the clocks, forget what has ended, follow this machine's own addresses, compare with
         the kernel and the published deny list; what was mended. Raises EnforcerError, after everything was tried
         that does not need the disk."""
+        mended = self._deny_list.mend() if self._deny_list is not None else []
         self.blocks.fresh_never()
         self.killswitch.look_around()
-        mended = self.heal()
-        if self._deny_list is not None:
-            mended += self._deny_list.mend()
+        mended += self.heal()
         state = self.journal.state
         if state.blocks or state.users or state.kills or state.approvals:
             self.journal.append("tick")

@@ -117,7 +117,8 @@ class Blocks:
         remains_s = state.remaining_s(former, moment) if former else 0.0
         owner = former.owner if former and caller.owner == "analyser" else caller.owner
         where = ask.get("where", "") if former is None or former.where else ""  # it never narrows
-        if former and remains_s >= ttl_s and (owner, where) == (former.owner, former.where):
+        same = former is not None and remains_s >= ttl_s and (owner, where) == (former.owner, former.where)
+        if same and not caller.approval:  # what people granted is noted, whether it changes something or not
             cut = self._cut(network, where, caller)
             return {"address": address, "ttl_s": int(remains_s), "already": True, **cut}
         if analyser and not room(self._made, limits.most_new_per_minute):

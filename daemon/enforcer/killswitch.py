@@ -138,7 +138,8 @@ class KillSwitch:
         new = {
             e.name: self._services(e)
             for e in chosen
-            if e.name not in engaged
+            if approval  # what people granted is noted, whether it changes something or not
+            or e.name not in engaged
             or not set(self._services(e)) <= set(engaged[e.name].services)
             or lasting.get(e.name, float("inf")) < (ttl_s or float("inf"))
         }

@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from .admins import admins, would_lock_out
 from .blocks import asked_ttl, page, said
 from .callers import Caller
 from .journal import Journal
-from .kernel import accounts
 from .pace import room
 from .protocol import KINDS, is_name
 from .rails import Rails, Refusal, user_refusal
@@ -25,7 +25,7 @@ ANY = "any"
 class Users:
     """Answers what concerns users. `made` and `taken_back`: when the analyser did so, of addresses and users.
 
-    `administrators` gives the accounts that can become root, of the operators' group that it is given.
+    `administrators` gives the accounts that can become root, the members of the named group among them.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Users:
         now: Callable[[], Moment],
         made: deque[float],
         taken_back: deque[float],
-        administrators: Callable[[str], frozenset[str]] = accounts.administrators,
+        administrators: Callable[[str], set[str]] = lambda group: admins(extra_groups=(group,)),
     ) -> None:
         self._journal = journal
         self._now = now
@@ -64,7 +64,8 @@ class Users:
         former = state.user_in_force(f"{kind}:{name}", moment)
         remains_s = state.remaining_s(former, moment) if former else 0.0
         owner = former.owner if former and caller.owner == "analyser" else caller.owner
-        if former and remains_s >= ttl_s and owner == former.owner:
+        same = former is not None and remains_s >= ttl_s and owner == former.owner
+        if same and not caller.approval:  # what people granted is noted, whether it changes something or not
             return {"user": name, "kind": kind, "ttl_s": int(remains_s), "already": True}
         if caller.role == "analyser" and not room(self._made, limits.most_new_per_minute):
             return Refusal(f"more than {limits.most_new_per_minute} blocks a minute", "most_new_per_minute")
@@ -122,18 +123,8 @@ class Users:
 
     def _is_last(self, name: str) -> bool:
         """Whether without that account nobody could become root, while somebody can."""
-        try:
-            can = self._administrators(self._rails.operators)
-        except OSError:
-            return True  # who is the last cannot be told
-        moment, state = self._now(), self._journal.state
-        blocked = {
-            account
-            for account in can
-            if state.user_in_force(f"account:{account}", moment)
-            or state.user_in_force(f"any:{account}", moment)
-        }
-        return name in can and not can - blocked - {name}
+        can = self._administrators(self._rails.operators)
+        return would_lock_out(name, {other for other in can if self._covering("account", other)}, can)
 
     def _covering(self, kind: str, name: str) -> list[str]:
         """The blocks that hold for it: of its kind and of any; for `any` of every kind."""

@@ -83,7 +83,7 @@ NEVER = [network_of(a) for a in (*OWN, GATEWAY, NAME_SERVER)]
 CALLERS = (
     Caller("analyser", 61_234, 0), Caller("operator", 0, 0), Caller("operator", 1_000, 0), Caller("operator", 1_001, 0),
 )  # fmt: skip
-ADMINISTRATORS = frozenset({"alice", "bob"})
+ADMINISTRATORS = {"alice", "bob"}
 _MOST_STEPS = 24
 
 
