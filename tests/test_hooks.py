@@ -8,10 +8,12 @@ import hashlib
 import hmac
 import json
 import os
+import signal
 import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from email.utils import formatdate
@@ -52,7 +54,14 @@ def options(server: Server, tmp_path: Path) -> dict[str, Any]:
 
 def document(**more: Any) -> dict[str, Any]:
     now = rfc3339(time.time_ns() // 10**9 * 10**9)
-    plain = {"event": "hook", "hook": "h", "do": "block_user", "id": "a1", "user": "account:alice", "time": now}
+    plain = {
+        "event": "hook",
+        "hook": "h",
+        "do": "block_user",
+        "id": "a1",
+        "user": "account:alice",
+        "time": now,
+    }
     return plain | more
 
 
@@ -89,7 +98,9 @@ def test_a_document_is_signed_so_that_the_receiver_can_verify_it(server: Server,
     [request] = server.requests
     assert (request.method, request.path) == ("POST", "/in")
     assert request.body == bytes(sent.document)
-    content = f"{request.headers['webhook-id']}.{request.headers['webhook-timestamp']}.".encode() + request.body
+    content = (
+        f"{request.headers['webhook-id']}.{request.headers['webhook-timestamp']}.".encode() + request.body
+    )
     expected = base64.b64encode(hmac.new(KEY, content, hashlib.sha256).digest()).decode()
     assert request.headers["webhook-signature"] == f"v1,{expected}"
     assert request.headers["webhook-id"] == "a1:block"
@@ -243,7 +254,12 @@ def test_a_secret_that_others_can_read_or_change_is_refused(mode: int, tmp_path:
 
 def test_a_secret_of_no_use_is_refused(tmp_path: Path) -> None:
     path = secret_file(tmp_path)
-    for text, problem in (("short", "24 to 64"), ("whsec_%%%", "base64"), ("\n", "empty"), ("x" * 5000, "larger")):
+    for text, problem in (
+        ("short", "24 to 64"),
+        ("whsec_%%%", "base64"),
+        ("\n", "empty"),
+        ("x" * 5000, "larger"),
+    ):
         path.write_text(text)
         with pytest.raises(ConfigError, match=problem):
             check_files("h", {"secret_file": str(path)})
@@ -267,8 +283,15 @@ def test_a_hook_needs_no_file_of_ours_once_it_is_made(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     secret = secret_file(tmp_path)
     with serving(authority.context()) as server:
-        server.script.extend([Reply(204), Reply(503, {"Retry-After": formatdate(usegmt=True)}), Reply(cut=True)])
-        made = {"type": "webhook", "url": server.url, "secret_file": str(secret), "ca_file": str(authority.ca)}
+        server.script.extend(
+            [Reply(204), Reply(503, {"Retry-After": formatdate(usegmt=True)}), Reply(cut=True)]
+        )
+        made = {
+            "type": "webhook",
+            "url": server.url,
+            "secret_file": str(secret),
+            "ca_file": str(authority.ca),
+        }
         code = (
             "import asyncio, json, sys, pathlib\n"
             "from gatewatch.daemon.sinks import jsonl, shipper\n"
@@ -294,6 +317,47 @@ def test_a_hook_needs_no_file_of_ours_once_it_is_made(tmp_path: Path) -> None:
         done = subprocess.run([sys.executable, "-c", code, json.dumps(made)], capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, "")
         assert len(server.requests) >= 3
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_the_shipper_of_another_user_signs_with_a_secret_that_root_alone_can_read(
+    server: Server, options: Any, tmp_path: Path
+) -> None:
+    from gatewatch.daemon.service import become
+    from gatewatch.daemon.sinks.shipper import run_shipper
+    from gatewatch.daemon.supervisor import Identity, fork
+
+    line = Line(tmp_path, {})
+    line.store.hooks = frozenset({"h"})
+    line.store.add_to_outbox("a1", document(), 1, "h")
+    who, parent = Identity(61_903, 61_903), os.getpid()
+
+    def work() -> int:
+        return run_shipper(path, {"h": options}, give_up_rights=lambda: become(who, parent))
+
+    async def until_told(listening: socket.socket) -> None:
+        line.server = OutboxServer(line.store, who.uid, delivered=lambda *told: line.told.append(told))
+        serve = asyncio.create_task(line.server.serve(listening))
+        async with asyncio.timeout(LIMIT_S):
+            while not line.told:  # noqa: ASYNC110 - another process brings it about
+                await asyncio.sleep(0.005)
+        serve.cancel()
+        await asyncio.gather(serve, return_exceptions=True)
+
+    with tempfile.TemporaryDirectory() as open_folder, socket.socket(socket.AF_UNIX) as listening:
+        Path(open_folder).chmod(0o755)
+        path = Path(open_folder) / "outbox.sock"
+        listening.bind(str(path))
+        path.chmod(0o666)
+        listening.listen()
+        pid = fork(work, "shipper", [listening])
+        try:
+            asyncio.run(until_told(listening))
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    assert line.told == [("h", "a1", None)]
+    assert server.requests[0].headers["webhook-signature"].startswith("v1,")
 
 
 def test_retries_wait_as_long_as_the_receiver_says() -> None:
@@ -439,7 +503,10 @@ def test_hooks_are_configured_by_template() -> None:
     ("hook", "problem"),
     [
         ("{template: okta, url: 'https://h/', secret_file: s}", "hooks.h: unknown"),
-        ("{url: 'http://h.example/', secret_file: s}", "hooks.h: url: must be https; `insecure: true` permits"),
+        (
+            "{url: 'http://h.example/', secret_file: s}",
+            "hooks.h: url: must be https; `insecure: true` permits",
+        ),
         ("{url: 'http://127.0.0.1.example.org/', secret_file: s}", "must be https"),
         ("{url: 'ftp://h/', secret_file: s}", "hooks.h.url: 'ftp://h/' is no URL"),
         ("{url: 'https://me:pw@h/', secret_file: s}", "hooks.h.url: must not hold a user or a password"),
@@ -447,7 +514,10 @@ def test_hooks_are_configured_by_template() -> None:
         ("{url: 'https://h/'}", "hooks.h.secret_file: is missing"),
         ("{url: 'https://h/', secret: abc, secret_file: s}", "hooks.h.secret: unknown key"),
         ("{url: 'https://h/', secret_file: s, client_key: k}", "client_key: needs client_certificate"),
-        ("{template: keycloak, url: 'https://h/', secret_file: s, client_id: c}", "hooks.h.realm: is missing"),
+        (
+            "{template: keycloak, url: 'https://h/', secret_file: s, client_id: c}",
+            "hooks.h.realm: is missing",
+        ),
         (
             "{template: keycloak, url: 'https://h/', secret_file: s, client_id: c, realm: ../master}",
             "hooks.h.realm: ",
@@ -456,8 +526,14 @@ def test_hooks_are_configured_by_template() -> None:
             "{template: keycloak, url: 'https://h', realm: r, secret_file: s, client_id: c, token_url: 'http://h/'}",
             "token_url: must be https",
         ),
-        ("{template: scim, url: 'https://h/', secret_file: s, kinds: [key]}", "hooks.h.kinds.0: must be one of"),
-        ("{template: scim, url: 'https://h/', secret_file: s, client_id: x}", "token_url: and client_id belong"),
+        (
+            "{template: scim, url: 'https://h/', secret_file: s, kinds: [key]}",
+            "hooks.h.kinds.0: must be one of",
+        ),
+        (
+            "{template: scim, url: 'https://h/', secret_file: s, client_id: x}",
+            "token_url: and client_id belong",
+        ),
     ],
 )
 def test_a_wrong_hook_is_named_with_line_and_key(hook: str, problem: str) -> None:
@@ -468,7 +544,7 @@ def test_a_wrong_hook_is_named_with_line_and_key(hook: str, problem: str) -> Non
 
 
 def test_a_hook_and_a_sink_do_not_share_a_name() -> None:
-    with pytest.raises(ConfigError, match="hooks.alerts: a sink has this name"):
+    with pytest.raises(ConfigError, match=r"hooks\.alerts: a sink has this name"):
         config("hooks: {alerts: {url: 'https://h/', secret_file: s}}")
 
 
@@ -486,7 +562,9 @@ def written(folder: Path, server: Server) -> Path:
     return path
 
 
-def test_config_check_names_line_and_key_of_a_secret_file_that_is_missing(server: Server, tmp_path: Path) -> None:
+def test_config_check_names_line_and_key_of_a_secret_file_that_is_missing(
+    server: Server, tmp_path: Path
+) -> None:
     path = written(tmp_path, server)
     good = gatewatch("config", "check", str(path))
     assert "hooks: ok, pager" in good.stdout
@@ -533,7 +611,9 @@ def test_the_examples_of_the_documentation_verify_what_is_sent(
     page = (Path(__file__).parent.parent / "docs" / "hooks.md").read_text()
     send(options)
     [request] = server.requests
-    headers = {name: request.headers[name] for name in ("webhook-id", "webhook-timestamp", "webhook-signature")}
+    headers = {
+        name: request.headers[name] for name in ("webhook-id", "webhook-timestamp", "webhook-signature")
+    }
     python = page.split("```python\n")[1].split("```")[0]
     names: dict[str, Any] = {}
     exec(compile(python, "docs/hooks.md", "exec"), names)
