@@ -8,8 +8,9 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 PYTEST_ARGS ?=
 FUZZ_SECONDS ?= 3600
 DETECTION ?=
+KEYCLOAK ?= 26.0.8
 
-.PHONY: help venv develop run demo test lint packages fuzz benchmark benchmark-detection clean
+.PHONY: help venv develop run demo test lint packages fuzz keycloak benchmark benchmark-detection clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -51,6 +52,12 @@ lint: $(VENV)/.tools $(VENV)/.runtime
 
 test: packages $(VENV)/.tools $(VENV)/.runtime lint ## install what the tests need, then run them all
 	@$(BIN)/pytest $(PYTEST_ARGS)
+
+keycloak: $(VENV)/.tools $(VENV)/.runtime ## try the Keycloak hook on a real server (Java 17, Maven and unzip; fetches 147 MB)
+	@test -e build/keycloak-$(KEYCLOAK)/bin/kc.sh || { mkdir -p build && cd build && mvn -q -B dependency:copy \
+		-Dartifact=org.keycloak:keycloak-quarkus-dist:$(KEYCLOAK):zip -DoutputDirectory=. && \
+		unzip -q keycloak-quarkus-dist-$(KEYCLOAK).zip; }
+	@GATEWATCH_KEYCLOAK=$(CURDIR)/build/keycloak-$(KEYCLOAK) $(BIN)/pytest tests/test_hook_keycloak.py $(PYTEST_ARGS)
 
 fuzz: $(VENV)/.tools $(VENV)/.runtime ## fuzz what the enforcer takes from others, for FUZZ_SECONDS (an hour)
 	@$(BIN)/python tests/fuzz/fuzz_enforcer.py --seconds $(FUZZ_SECONDS)

@@ -152,7 +152,7 @@ def validated(model: type[Model], document: Document, *, base: Path | None = Non
     try:
         return model.model_validate(document.data, context={"base": base})
     except ValidationError as error:
-        found = [(_key(e["loc"], document.data), e) for e in error.errors(include_url=False)]
+        found = [(_key(e, document.data), e) for e in error.errors(include_url=False)]
         said = {(document.line(key), document.error(key, _words(key, dict(e), model))) for key, e in found}
         raise ConfigError("\n".join(text for _, text in sorted(said))) from None
 
@@ -166,13 +166,15 @@ def closest(word: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(names)}" if names else ""
 
 
-def _key(location: tuple[int | str, ...], data: Any) -> Key:
-    """A location without the tags that the schema library puts in for unions and for keys of mappings."""
+def _key(error: Any, data: Any) -> Key:
+    """Where an error is, without the tags that the schema library puts in for unions and for keys of mappings."""
+    location: tuple[int | str, ...] = error["loc"]
     key: list[str | int] = []
     for index, part in enumerate(location):
         if part == "[key]":
             continue
-        last = index == len(location) - 1
+        # An error about a whole variant of a union ends with its tag, which is no key.
+        last = index == len(location) - 1 and error["type"] != "value_error"
         if isinstance(data, dict) and (part in data or last):
             data = data.get(str(part))
         elif isinstance(data, list) and isinstance(part, int):

@@ -23,12 +23,16 @@ from gatewatch.daemon.sinks.contract import RejectedError, Row, Sink, SinkError
 from gatewatch.daemon.sinks.outbox import OutboxServer
 from gatewatch.daemon.sinks.registry import SINKS, make_sink
 from gatewatch.daemon.store import Store
+from hook_site import Server, secret_file
 
 LIMIT_S = 30.0
 
 
 class Receiver(Protocol):
     """Where a sink writes to, seen from the other side."""
+
+    addressed: bool  # whether it gets only what is addressed to it
+    burst: int  # documents that it takes within a second
 
     def options(self) -> dict[str, Any]: ...
 
@@ -38,6 +42,9 @@ class Receiver(Protocol):
 
 
 class JsonlReceiver:
+    addressed = False
+    burst = 700
+
     def __init__(self, folder: Path) -> None:
         self.path = folder / "alerts.jsonl"
 
@@ -51,7 +58,28 @@ class JsonlReceiver:
         return [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
 
 
-RECEIVERS: dict[str, Callable[[Path], Receiver]] = {"jsonl": JsonlReceiver}
+class WebhookReceiver:
+    """Takes a document once by its `webhook-id`, as docs/hooks.md tells receivers to."""
+
+    addressed = True
+    burst = 60
+
+    def __init__(self, folder: Path) -> None:
+        self.server = Server()
+        self._secret = secret_file(folder)
+
+    def options(self) -> dict[str, Any]:
+        return {"type": "webhook", "url": self.server.url, "secret_file": str(self._secret)}
+
+    def received(self) -> list[dict[str, Any]]:
+        found = {r.headers["webhook-id"]: r.body for r in list(self.server.requests)}
+        return [json.loads(body) | {"key": key} for key, body in found.items()]
+
+    def close(self) -> None:
+        self.server.close()
+
+
+RECEIVERS: dict[str, Callable[[Path], Receiver]] = {"jsonl": JsonlReceiver, "webhook": WebhookReceiver}
 
 
 def test_every_sink_of_the_registry_is_tried() -> None:
@@ -59,8 +87,11 @@ def test_every_sink_of_the_registry_is_tried() -> None:
 
 
 @pytest.fixture(params=sorted(SINKS))
-def receiver(request: pytest.FixtureRequest, tmp_path: Path) -> Receiver:
-    return RECEIVERS[request.param](tmp_path)
+def receiver(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Receiver]:
+    made = RECEIVERS[request.param](tmp_path)
+    yield made
+    if isinstance(made, WebhookReceiver):
+        made.close()
 
 
 def row(number: int, document: dict[str, Any] | None = None) -> Row:
@@ -77,8 +108,10 @@ def write_anew(receiver: Receiver, *rows: Row) -> None:
 
     async def scenario() -> None:
         sink = make_sink("out", receiver.options())
-        await sink.write(rows)
-        await sink.close()
+        try:
+            await sink.write(rows)
+        finally:
+            await sink.close()
 
     asyncio.run(scenario())
 
@@ -88,10 +121,13 @@ def keys(receiver: Receiver) -> list[str]:
 
 
 def test_rows_arrive_in_order_with_their_document(receiver: Receiver) -> None:
-    sink = make_sink("out", receiver.options())
-    write(sink, row(1), row(2, {"text": "line\nbreak ☃", "deep": [{"a": None}]}))
-    write(sink, row(3))
-    asyncio.run(sink.close())
+    async def scenario() -> None:
+        sink = make_sink("out", receiver.options())
+        await sink.write([row(1), row(2, {"text": "line\nbreak ☃", "deep": [{"a": None}]})])
+        await sink.write([row(3)])
+        await sink.close()
+
+    asyncio.run(scenario())
     assert keys(receiver) == ["key-1", "key-2", "key-3"]
     assert receiver.received()[1]["text"] == "line\nbreak ☃"
 
@@ -112,10 +148,9 @@ def test_rows_of_a_store_that_began_anew_are_not_taken_for_old_ones(receiver: Re
 def test_a_document_that_is_no_object_is_refused_after_those_before_it_were_written(
     receiver: Receiver,
 ) -> None:
-    sink = make_sink("out", receiver.options())
     bad = Row("out", 2, "key-2", msgspec.Raw(b"[1]"))
     with pytest.raises(RejectedError) as caught:
-        write(sink, row(1), bad, row(3))
+        write_anew(receiver, row(1), bad, row(3))
     assert caught.value.row_id == 2
     assert keys(receiver) == ["key-1"]
 
@@ -137,6 +172,8 @@ class Site:
     def __init__(self, folder: Path, receiver: Receiver) -> None:
         self.receiver = receiver
         self.store = Store.open(folder / "gatewatch.db")
+        self.recipient = "out" if receiver.addressed else None
+        self.store.hooks = frozenset({"out"} if receiver.addressed else ())
         self.socket_path = folder / "outbox.sock"
         self.listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listening.bind(str(self.socket_path))
@@ -150,7 +187,7 @@ class Site:
             for _ in range(count):
                 self.count += 1
                 self.store.add_to_outbox(
-                    f"key-{self.count}", {"n": self.count, "pad": "x" * 300}, time.time_ns()
+                    f"key-{self.count}", {"n": self.count, "pad": "x" * 300}, time.time_ns(), self.recipient
                 )
         self.server.notify()
 
@@ -222,7 +259,7 @@ def test_nothing_is_lost_or_doubled_when_the_shipper_is_killed_at_any_moment(
         for _ in range(12):
             with running(site.shipper()) as shipper:
                 before = len(receiver.received())
-                site.add(700)
+                site.add(receiver.burst)
                 # In the midst of its work: as soon as something arrived, or a moment later.
                 await site.until(lambda before=before: len(receiver.received()) > before)
                 await asyncio.sleep(chance.choice([0.0, 0.001, 0.01]))
@@ -261,7 +298,7 @@ def test_the_shipper_connects_again_when_the_analyser_was_gone(site: Site, recei
         with running(site.shipper()):
             for _ in range(3):
                 serving = asyncio.create_task(site.server.serve(site.listening))
-                site.add(200)
+                site.add(min(200, receiver.burst))
                 await asyncio.sleep(0.02)
                 serving.cancel()
                 await asyncio.gather(serving, return_exceptions=True)

@@ -7,6 +7,9 @@ must never put a request's header or body into a message: they hold secrets.
 from __future__ import annotations
 
 import email.utils
+
+# The socket module would load it with the first name, when this process may have lost the right to read it.
+import encodings.idna  # noqa: F401
 import ssl
 import time
 from collections.abc import Mapping
