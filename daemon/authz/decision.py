@@ -71,10 +71,9 @@ class Settings(NamedTuple):
         """From plain values (JSON). Raises ConfigError naming what is wrong."""
         try:
             known = dict(document)
-            words: dict[str, Any] = known.pop("headers", {})
-            headers = Headers()._replace(
-                **{name: word if isinstance(word, str) else tuple(word) for name, word in words.items()}
-            )
+            words = known.pop("headers", {}).items()
+            named: dict[str, Any] = {n: w if isinstance(w, str) else tuple(w) for n, w in words}
+            headers = Headers()._replace(**named)
             made = cls(
                 open_by_default=_open(known.pop("when_unknown", "open")),
                 open_endpoints={

@@ -153,7 +153,7 @@ class Connection(asyncio.BufferedProtocol):
         self._bytes = 0
         self._begun = 0.0  # when the request that is not finished began; 0: there is none
         self._last = time.monotonic()
-        self._stuck = 0.0  # since when the peer does not take its answers; 0: it does
+        self._stuck = 0.0  # since when we wait for the peer to take its answers; 0: we do not
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -168,7 +168,7 @@ class Connection(asyncio.BufferedProtocol):
         return self._endpoint.view
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._parser is None or self._transport is None:
+        if self._parser is None or self._transport is None or self._closes:
             return
         self._bytes += nbytes
         try:
@@ -185,7 +185,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._send()
         if self._closes:
-            self._transport.close()
+            self._close()
 
     def pause_writing(self) -> None:
         self._stuck = time.monotonic()
@@ -193,8 +193,8 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        self._stuck = 0.0
-        if self._transport is not None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._stuck = 0.0
             self._transport.resume_reading()
 
     def on_message_begin(self) -> None:
@@ -230,11 +230,12 @@ class Connection(asyncio.BufferedProtocol):
     def check(self, now: float) -> None:
         """Ends a connection that takes too long."""
         limits = self._endpoint.limits
-        if self._begun and now - self._begun > limits.request_s:
+        if self._stuck:
+            if now - self._stuck > limits.request_s:
+                self._endpoint.health.trouble["does not read"] += 1
+                self.end()
+        elif self._begun and now - self._begun > limits.request_s:
             self._refuse(b"408 Request Timeout", "slow")
-        elif self._stuck and now - self._stuck > limits.request_s:
-            self._endpoint.health.trouble["does not read"] += 1
-            self.end()
         elif now - self._last > limits.idle_s:
             self._endpoint.health.trouble["idle"] += 1
             self.end()
@@ -253,5 +254,11 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._answers.append(b"HTTP/1.1 %s\r\nContent-Length: 0\r\nConnection: close\r\n\r\n" % status)
             self._send()
-            self._transport.close()
+            self._close()
         self._parser = None
+
+    def _close(self) -> None:
+        """Ends the connection once the peer has taken its answers, for which it has not long."""
+        if self._transport is not None:
+            self._stuck = self._stuck or time.monotonic()
+            self._transport.close()
