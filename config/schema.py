@@ -17,7 +17,9 @@ from .hooks import AnyHook
 from .values import (
     AUTO,
     AutoOr,
+    HeaderName,
     IPNetwork,
+    ListenPlace,
     Name,
     Network,
     Number,
@@ -295,6 +297,74 @@ class Detection(Options):
     geo: Geo = Field(default=Geo(), description="Where addresses are.")
 
 
+WhenUnknown = Literal["open", "closed"]
+
+
+class AuthzEndpoint(Options):
+    """What differs for one endpoint."""
+
+    when_unknown: WhenUnknown = Field(
+        description="open = requests pass while the deny list is unknown; closed = they are refused."
+    )
+
+
+class AuthzHeaders(Options):
+    """Which headers of the gateway's question name whom; an empty list: not looked at."""
+
+    key: list[HeaderName] = Field(
+        default=["Authorization", "X-API-Key", "api-key"],
+        description="Where the API key stands, with or without the word Bearer. Name the one that your models read: of "
+        "several in a request each must pass, and the first gives the key id.",
+    )
+    subject: list[HeaderName] = Field(
+        default=["X-Gatewatch-Subject"], description="The user that the gateway has verified (JWT `sub`)."
+    )
+    certificate: list[HeaderName] = Field(
+        default=["X-Gatewatch-Certificate"],
+        description="The client certificate that the gateway has verified: fingerprint or name.",
+    )
+    client: list[HeaderName] = Field(
+        default=["X-Gatewatch-Client"],
+        description="The address that the request came from; of a trusted proxy, the forwarding chain is followed.",
+    )
+    forwarded: list[HeaderName] = Field(
+        default=["X-Forwarded-For"], description="The forwarding chain, read from the right."
+    )
+    key_id: HeaderName = Field(
+        default="X-Gatewatch-Key-Id",
+        description="The answer's header with the key id; `-` where there is no key.",
+    )
+    reason: HeaderName | Literal[""] = Field(
+        default="X-Gatewatch-Reason",
+        description='The answer\'s header that says why; "" = none, for gateways that hand it on to clients.',
+    )
+
+
+class Authz(Options):
+    """The authorisation endpoint, which gateways ask on every request."""
+
+    listen: list[ListenPlace] = Field(
+        default=[],
+        description="Where it listens: 127.0.0.1:9180, [::1]:9180 or unix:/run/gatewatch/authz.sock; empty = it does "
+        "not run. API keys pass here unencrypted: loopback or a Unix socket.",
+    )
+    when_unknown: WhenUnknown = Field(
+        default="open",
+        description="What requests get while the deny list is unknown (the enforcer has not written it since boot, or "
+        "it cannot be believed): open = whatever was last known holds, others pass; closed = all are refused.",
+    )
+    endpoints: dict[Name, AuthzEndpoint] = Field(
+        default={}, description="What differs, by the name of an endpoint in the rails file."
+    )
+    headers: AuthzHeaders = Field(default=AuthzHeaders(), description="The names of headers.")
+    connections: int = Field(
+        default=512,
+        ge=1,
+        le=100_000,
+        description="The most connections at once; a further one takes the place of that which is silent for longest.",
+    )
+
+
 class Config(Options):
     """The configuration of Gatewatch."""
 
@@ -332,6 +402,9 @@ class Config(Options):
         max_length=32,
         description="Other systems that carry actions out or tell people of them, by a name of your choice that no "
         "sink has.",
+    )
+    authz: Authz = Field(
+        default=Authz(), description="The authorisation endpoint, which gateways ask on every request."
     )
     store: Store = Field(default=Store(), description="The database.")
     detection: Detection = Field(

@@ -23,6 +23,8 @@ from pydantic import (
     ValidationInfo,
 )
 
+from ..daemon.authz.listening import place_of
+
 AUTO: Final = "auto"
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 T = TypeVar("T")
@@ -111,6 +113,11 @@ def _resolve(value: str, info: ValidationInfo) -> str:
     return str(Path(base) / path) if base is not None else str(path)
 
 
+def _listen_place(value: str) -> str:
+    place_of(value)
+    return value
+
+
 def _shape(value: Any) -> str:
     return "auto" if isinstance(value, str) else "given"
 
@@ -131,6 +138,9 @@ Network = Annotated[IPNetwork, PlainValidator(parse_network), PlainSerializer(st
 PortRange = Annotated[int | str, PlainValidator(_port)]
 Duration = Annotated[int, BeforeValidator(parse_duration), PlainSerializer(duration_text, return_type=str)]
 Name = Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@:\\-]*$")]
+HeaderName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")]
+"""A field name of HTTP (RFC 9110, 5.1)."""
+ListenPlace = Annotated[str, AfterValidator(_listen_place)]
 Timezone = Annotated[str, AfterValidator(_timezone)]
 RelativePath = Annotated[str, AfterValidator(_resolve)]
 """A path as text; a relative one is taken from the folder of the file that names it (`context["base"]`)."""

@@ -43,6 +43,17 @@ def trusted_proxies(config: Config | None, rails: rails_file.Rails | None) -> tu
     return tuple(dict.fromkeys([*own, *(str(n) for n in rails.proxies)] if rails else own))
 
 
+def authz_settings(config: Config, rails: rails_file.Rails | None) -> dict[str, Any]:
+    """What the authorisation endpoint is told, as plain values (`daemon.authz.decision.Settings`)."""
+    options = config.authz
+    return {
+        "when_unknown": options.when_unknown,
+        "endpoints": {name: {"when_unknown": own.when_unknown} for name, own in options.endpoints.items()},
+        "proxies": list(trusted_proxies(config, rails)),
+        "headers": options.headers.model_dump(),
+    }
+
+
 def parser_options(
     config: Config | None, rails: rails_file.Rails | None, hash_key: bytes, **more: Any
 ) -> ParserOptions:

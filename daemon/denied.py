@@ -113,6 +113,10 @@ class DenyList:
         """Each entry in force: kind, name, and when it ends (nanoseconds of CLOCK_BOOTTIME; 0 = not by itself)."""
         yield from [entry for entry in self._tables.entries() if _lasts(entry[2])]
 
+    def counts(self) -> dict[str, int]:
+        """How many entries of each kind there are; those that ended and were not yet taken back count."""
+        return {kind: number for kind, number in self._tables.counts().items() if number}
+
     def fileno(self) -> int:
         """A descriptor that becomes readable when something happens in the file's folder, until `refresh`.
 
@@ -135,7 +139,7 @@ class DenyList:
         self.problem = f"{self.path}: {why}"
 
     def _read(self, most_bytes: int | None) -> bool:
-        there = os.stat(self.path, follow_symlinks=False)  # noqa: PTH116 - pathlib is slow to import
+        there = os.stat(self.path, follow_symlinks=False)
         file = self._file
         if file is None or not file.same(there):
             opened = _File(self.path)
@@ -175,13 +179,13 @@ class DenyList:
             if self._watch >= 0:
                 _libc().inotify_rm_watch(self._inotify, self._watch)
             self._watched = folder
-            path = os.path.dirname(self.path) or "."  # noqa: PTH120
+            path = os.path.dirname(self.path) or "."
             self._watch = _libc().inotify_add_watch(self._inotify, os.fsencode(path), _WATCHED)
 
     def _folder(self) -> tuple[int, int]:
         """Device and inode of the folder that the path leads to now."""
         try:
-            status = os.stat(os.path.dirname(self.path) or ".")  # noqa: PTH116, PTH120
+            status = os.stat(os.path.dirname(self.path) or ".")
         except OSError:
             return -1, -1
         return status.st_dev, status.st_ino
@@ -256,6 +260,11 @@ class _Tables:
             self.users[kind].pop(name, None)
         else:
             raise ValueError(f"unknown kind {kind!r:.40}")
+
+    def counts(self) -> dict[str, int]:
+        made = {kind: len(names) for kind, names in self.users.items()}
+        made["address"] = sum(len(ends) for lengths in self.networks.values() for ends in lengths.values())
+        return made | {"killed": len(self.killed), "restricted": len(self.restricted)}
 
     def entries(self) -> Iterator[tuple[str, str, int]]:
         for kind, names in self.users.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import grp
+import json
 import os
 import signal
 import socket
@@ -25,7 +26,9 @@ from ..playbooks.loader import load_playbooks
 from ..playbooks.schema import Playbook
 from . import sandbox
 from .analyser import run_analyser
-from .assembly import load_rails
+from .assembly import authz_settings, load_rails
+from .authz.keys import make_secret
+from .authz.listening import listen as listen_at
 from .cli.output import printable
 from .collectors.worker import WorkerOptions, run_worker
 from .enforcer.kernel.host import own_addresses
@@ -47,9 +50,11 @@ from .supervisor import (
     make_folder,
     may_write,
     notify_systemd,
+    start_authz,
     start_cut_helper,
     start_enforcer,
     start_exec_helper,
+    with_group,
 )
 
 AUTH_LOGS = ("/var/log/auth.log", "/var/log/secure")
@@ -212,13 +217,15 @@ class Service:
         self._mode = mode
         self._state = state
         self._plan = plan(config, mode, say)
-        self._analyser_id = identity("gatewatch", 0, LOG_GROUPS)
+        self._authz_id = identity("gatewatch-authz", 4)
+        self._analyser_id = with_group(identity("gatewatch", 0, LOG_GROUPS), self._authz_id)
         self._packets_id = identity("gatewatch-packets", 1)
         self._shipper_id = identity("gatewatch-sinks", 2)
         self._supervisor = Supervisor(say)
         self._packets: Process | None = None
         self._exec: Process | None = None
         self._control: socket.socket | None = None
+        self._authz: list[socket.socket] = []
 
     def run(self) -> int:
         """Starts everything and supervises it until SIGTERM or Ctrl-C."""
@@ -239,13 +246,21 @@ class Service:
         if self._plan.enforcer:
             self._supervisor.add(
                 "enforcer",
-                partial(start_enforcer, self._state, Path(self._config.rails), self._analyser_id),
+                partial(
+                    start_enforcer,
+                    self._state,
+                    Path(self._config.rails),
+                    self._analyser_id,
+                    self._authz_id.gid,
+                ),
             )
             self._await_enforcer()
             if self._plan.rails is not None and self._plan.rails.cut_helper and not self._answers("cut.sock"):
                 helper = partial(start_cut_helper, self._state, Path(self._config.rails))
                 self._supervisor.add("cut helper", helper)
         self._start_commands()
+        if self._config.authz.listen:
+            self._add_authz()
         self._supervisor.add("analyser", self._start_analyser)
         self._supervisor.add("shipper", self._start_shipper)
         if self._plan.interfaces:
@@ -274,6 +289,19 @@ class Service:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._exec.pid, signal.SIGHUP)
 
+    def _add_authz(self) -> None:
+        """The sockets stay ours: who asks while the endpoint starts again waits for it."""
+        options = self._config.authz
+        self._authz = [listen_at(text) for text in options.listen]
+        say(f"authorises on {', '.join(options.listen)}")
+        if not self._plan.enforcer:
+            say(
+                "authorisation: there is no deny list without the enforcer, which needs root and a rails file"
+            )
+        settings = json.dumps(authz_settings(self._config, self._plan.rails))
+        start = partial(start_authz, self._state, self._authz, settings, options.connections, self._authz_id)
+        self._supervisor.add("authz", start)
+
     def _sinks_text(self) -> str:
         return ", ".join(str(self._config.sink_path(name)) for name in self._config.sinks) or "no sink"
 
@@ -284,6 +312,10 @@ class Service:
         self._lock = lock(self._state / "run")
         make_folder(self._state / "analyser", self._analyser_id, 0o750)
         make_folder(self._state / "sinks", self._shipper_id, 0o750)
+        if self._config.authz.listen:
+            theirs = self._authz_id
+            make_folder(self._state / "authz", Identity(None if theirs.uid is None else 0, theirs.gid), 0o750)
+            make_secret(self._state / "authz" / "key", self._authz_id.uid, self._authz_id.gid)
         for name in self._config.sinks:
             folder = self._config.sink_path(name).parent
             if not folder.exists():
@@ -398,7 +430,7 @@ class Service:
         return pid
 
     def _private_sockets(self) -> list[socket.socket]:
-        return [s for s in (self._control, self._commands, self._outbox) if s is not None]
+        return [s for s in (self._control, self._commands, self._outbox, *self._authz) if s is not None]
 
     def _exited(self, process: Process) -> None:
         notify_systemd(f"STATUS={process.name} is started again")

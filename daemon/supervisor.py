@@ -60,6 +60,13 @@ def identity(name: str, number: int, groups: Iterable[str] = ()) -> Identity:
     return Identity(account.pw_uid, account.pw_gid, tuple(ids))
 
 
+def with_group(who: Identity, other: Identity) -> Identity:
+    """`who`, who may also read what the group of `other` may."""
+    if who.uid is None or other.gid is None:
+        return who
+    return dataclasses.replace(who, groups=(*who.groups, other.gid))
+
+
 @dataclasses.dataclass(slots=True)
 class Process:
     """One supervised process."""
@@ -299,11 +306,13 @@ def listen(path: Path, mode: int) -> socket.socket:
     return made
 
 
-def start_enforcer(state: Path, rails: Path, analyser: Identity) -> int:
-    """The enforcer as a fresh interpreter; returns its process id."""
+def start_enforcer(state: Path, rails: Path, analyser: Identity, denied_gid: int | None = None) -> int:
+    """The enforcer as a fresh interpreter; returns its process id. `denied_gid`: who may read the deny list."""
     words = ["--state", str(state), "--rails", str(rails)]
     if analyser.uid is not None:
         words += ["--analyser-uid", str(analyser.uid)]
+    if denied_gid is not None:
+        words += ["--denied-gid", str(denied_gid)]
     return _start_module("gatewatch.daemon.enforcer", words)
 
 
@@ -329,12 +338,26 @@ def start_exec_helper(state: Path, rails: Path, analyser: Identity, own: Identit
     return _start_module("gatewatch.daemon.commands", words)
 
 
-def _start_module(module: str, words: list[str]) -> int:
+def start_authz(state: Path, sockets: list[socket.socket], settings: str, most: int, who: Identity) -> int:
+    """The authorisation endpoint as a fresh interpreter, which answers on `sockets` and ends with this process;
+    returns its process id. `settings`: JSON; `most`: connections."""
+    numbers = [made.fileno() for made in sockets]
+    words = ["--denied", str(state / "run" / "denied"), "--key-file", str(state / "authz" / "key")]
+    words += [word for number in numbers for word in ("--socket", str(number))]
+    words += ["--settings", settings, "--connections", str(most), "--parent", str(os.getpid())]
+    if who.uid is not None and who.gid is not None:
+        words += ["--user", str(who.uid), "--group", str(who.gid)]
+    return _start_module("gatewatch.daemon.authz", words, numbers)
+
+
+def _start_module(module: str, words: list[str], hand_over: Iterable[int] = ()) -> int:
     def unblock() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     command = [sys.executable, "-m", module, *words]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=unblock).pid
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=unblock, pass_fds=tuple(hand_over)
+    ).pid
 
 
 def notify_systemd(message: str) -> None:

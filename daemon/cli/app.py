@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "playbook": ("playbook",),
     "config": ("config",),
     "audit": ("audit",),
+    "authz": ("authz",),
     "doctor": ("doctor",),
     "hooks": ("hooks",),
 }

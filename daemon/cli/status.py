@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .authz import health_of
 from .options import ConfigOption, JsonOption, StateOption, load_config, socket_path, store_path
 from .output import json_line, printable, seconds
 
@@ -43,7 +44,7 @@ def status(
     if since:
         _period(settings, since, as_json)
         return
-    found = {**analyser(settings), **enforcer(socket_path(settings))}
+    found = {**analyser(settings), **enforcer(socket_path(settings)), "authz": health_of(settings)}
     if as_json:
         print(json_line(found))
     else:
@@ -149,7 +150,20 @@ def as_text(found: dict[str, Any]) -> list[str]:
             lines.append(f"  sink     {sink}: {said}{f'; {problem}' if problem else ''}")
     counts = ", ".join(f"{n} {p}" for p, n in found["incidents"].items()) or "none"
     lines.append(f"incidents  open: {counts}")
-    return lines + _response(found["enforcer"], found["response"])
+    return lines + _authorisation(found["authz"]) + _response(found["enforcer"], found["response"])
+
+
+def _authorisation(authz: dict[str, Any] | None) -> list[str]:
+    if authz is None:
+        return []
+    if "deny_list" not in authz:
+        return [f"authz      does not answer: {authz['problem']}"]
+    refused = {why: n for why, n in authz["answered"].items() if not why.startswith("allowed")}
+    said = ", ".join(f"{n:,} {why}" for why, n in sorted(refused.items())) or "none"
+    lines = [f"authz      {authz['answered'].get('allowed', 0):,} requests passed; refused: {said}"]
+    if not authz["deny_list"]["known"]:
+        lines.append(f"  deny list  unknown: {authz['deny_list']['problem']}")
+    return lines
 
 
 def _inputs(health: dict[str, Any]) -> list[str]:
