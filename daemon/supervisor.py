@@ -313,6 +313,12 @@ def start_cut_helper(state: Path, rails: Path) -> int:
     return _start_module("gatewatch.daemon.enforcer.cut", words)
 
 
+def start_accounts_helper(state: Path, rails: Path) -> int:
+    """The helper that keeps denied Unix accounts out; returns its process id."""
+    words = ["--state", str(state), "--rails", str(rails)]
+    return _start_module("gatewatch.daemon.enforcer.accounts", words)
+
+
 def _start_module(module: str, words: list[str]) -> int:
     def unblock() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
