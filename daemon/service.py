@@ -50,6 +50,7 @@ from .supervisor import (
     make_folder,
     may_write,
     notify_systemd,
+    start_accounts_helper,
     start_authz,
     start_cut_helper,
     start_enforcer,
@@ -258,6 +259,9 @@ class Service:
             if self._plan.rails is not None and self._plan.rails.cut_helper and not self._answers("cut.sock"):
                 helper = partial(start_cut_helper, self._state, Path(self._config.rails))
                 self._supervisor.add("cut helper", helper)
+            if self._plan.rails is not None and self._plan.rails.accounts_helper:
+                helper = partial(start_accounts_helper, self._state, Path(self._config.rails))
+                self._supervisor.add("accounts helper", helper)
         self._start_commands()
         if self._config.authz.listen:
             self._add_authz()

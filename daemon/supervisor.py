@@ -350,6 +350,12 @@ def start_authz(state: Path, sockets: list[socket.socket], settings: str, most: 
     return _start_module("gatewatch.daemon.authz", words, numbers)
 
 
+def start_accounts_helper(state: Path, rails: Path) -> int:
+    """The helper that keeps denied Unix accounts out; returns its process id."""
+    words = ["--state", str(state), "--rails", str(rails)]
+    return _start_module("gatewatch.daemon.enforcer.accounts", words)
+
+
 def _start_module(module: str, words: list[str], hand_over: Iterable[int] = ()) -> int:
     def unblock() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
