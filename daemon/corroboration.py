@@ -23,11 +23,16 @@ TRIES_A_CONNECTION = 6
 REQUESTS_A_CONNECTION = 1000
 """keepalive_requests of nginx (ngx_http_core_module): so many requests one connection to it holds."""
 
-MOST_ASKED = 24
-"""Three quarters of `MOST_REMEMBERED`: who has made so many connections since then is believed to have made all."""
-
 MOST_REMEMBERED = 32
 """Of so many handshakes of one source it is remembered when they were and with which port; the oldest goes first."""
+
+MOST_ASKED = 24
+"""The most connections that are asked for: three quarters of what is remembered. Whoever has made so many since the
+campaign began is believed to have made all, however many a log tells of.
+"""
+
+SSHD_NAMES = ("sshd", "sshd-session", "sshd-auth")
+"""What OpenSSH calls its processes in a log; before 9.8 all of them `sshd`."""
 
 ATTEMPTS = ("attempts", "denied_prompts", "jumps")
 """Figures that count what a log says a source tried; the first that a finding has is taken."""
@@ -39,33 +44,51 @@ SUCCEEDED = frozenset({"account_compromise", "new_access", "impossible_travel", 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What is remembered of one source: completed handshakes as (time in ns, port that it was made to), and the times
-    of its logins to sshd, at most MOST_REMEMBERED of each, in no order.
+    """What is remembered of one source, in no order.
+
+    `handshakes`: completed ones as (time in ns, port that it was made to). `logins_ns`: when it logged in to sshd.
+    `failures`: what logs say of its failures with sshd, as (time in ns, how many).
     """
 
     handshakes: Sequence[tuple[int, int]] = ()
     logins_ns: Sequence[int] = ()
+    failures: Sequence[tuple[int, int]] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one finding asks: so many handshakes with sshd's ports, and so many with others, since then.
+    """What one finding asks: connections for so many attempts, since then.
 
-    `logins_speak`: each login that succeeded since then accounts for one of those with sshd, which is then not one
-    of the attacker's.
+    `ssh`: sshd tells of the attempt by which the threshold was crossed; else another service does. `logins_speak`:
+    each login that succeeded since then accounts for a connection to sshd, which is then none of the attacker's.
     """
 
-    ssh: int
-    others: int
+    attempts: int
+    ssh: bool
     since_ns: int
-    logins_speak: bool = False
+    logins_speak: bool = True
+    tries: int = TRIES_A_CONNECTION
 
-    def __str__(self) -> str:
-        """In words: `2 connections to sshd since 2026-11-24T08:00:00Z`."""
-        counts = ((self.ssh, "to sshd"), (self.others, "to another service"))
-        said = [f"{n} connection{'s' if n > 1 else ''} {where}" for n, where in counts if n]
-        login = ", those that logged in aside" if self.logins_speak else ""
-        return f"{' and '.join(said)} since {rfc3339(self.since_ns)}{login}"
+    def asks(self, seen: Seen) -> tuple[int, int]:
+        """How many connections to sshd and to other services: of a campaign against both, logs tell how many of the
+        attempts were sshd's.
+        """
+        of_sshd = sum(count for when_ns, count in seen.failures if when_ns >= self.since_ns)
+        if self.ssh:
+            return _with_losses(-(-min(self.attempts, of_sshd or self.attempts) // self.tries)), 0
+        of_sshd = min(self.attempts, of_sshd)
+        requests = max(1, self.attempts - of_sshd)
+        return _with_losses(-(-of_sshd // self.tries)), _with_losses(-(-requests // REQUESTS_A_CONNECTION))
+
+    def met_by(self, seen: Seen, ssh_ports: Collection[int]) -> bool:
+        """Whether what was seen of a source is enough; `ssh_ports` are those where sshd listens."""
+        ssh_asked, others_asked = self.asks(seen)
+        lately = [port in ssh_ports for made_ns, port in seen.handshakes if made_ns >= self.since_ns]
+        ssh = sum(lately)
+        others = len(lately) - ssh
+        if self.logins_speak:
+            ssh -= sum(login_ns >= self.since_ns for login_ns in seen.logins_ns)
+        return ssh >= ssh_asked and others >= others_asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,23 +100,17 @@ class Needed:
 
     parts: tuple[Part, ...] = ()
 
-    def __str__(self) -> str:
-        """In words, for people."""
-        said = [str(part) for part in self.parts]
-        return "; and ".join(said) or "evidence that names it"
-
     def met_by(self, seen: Seen, ssh_ports: Collection[int]) -> bool:
-        """Whether what was seen of a source is enough; `ssh_ports` are those where sshd listens."""
-        return bool(self.parts) and all(_met(part, seen, ssh_ports) for part in self.parts)
+        return bool(self.parts) and all(part.met_by(seen, ssh_ports) for part in self.parts)
 
-
-def _met(part: Part, seen: Seen, ssh_ports: Collection[int]) -> bool:
-    lately = [port in ssh_ports for made_ns, port in seen.handshakes if made_ns >= part.since_ns]
-    ssh = sum(lately)
-    others = len(lately) - ssh
-    if part.logins_speak:
-        ssh -= sum(login_ns >= part.since_ns for login_ns in seen.logins_ns)
-    return ssh >= part.ssh and others >= part.others
+    def told(self, seen: Seen) -> str:
+        """What is asked, in words: `2 connections to sshd since 2026-11-24T08:00:00Z`."""
+        said = []
+        for part in self.parts:
+            named = zip(part.asks(seen), ("to sshd", "to another service"), strict=True)
+            counts = [f"{n} connection{'s' if n > 1 else ''} {where}" for n, where in named if n]
+            said.append(f"{' and '.join(counts)} since {rfc3339(part.since_ns)}")
+        return "; ".join(dict.fromkeys(said)) or "evidence that names it"
 
 
 def needs(
@@ -125,18 +142,13 @@ def _accuses(finding: Mapping[str, Any], source: str, accused: str) -> bool:
 
 
 def _part(finding: Mapping[str, Any], tries: int) -> Part:
-    attempts = _attempts(finding.get("figures"))
-    services = {target.partition("@")[0] for target in texts(finding, "targets")}
-    ssh, others = "sshd" in services, bool(services - {"sshd"})
-    if ssh and others:
-        # Nobody can tell how many of the attempts each service had: all may have been sshd's.
-        asked = _with_losses(-(-attempts // tries)), 1
-    elif ssh:
-        asked = _with_losses(-(-attempts // tries)), 0
-    elif others or not services:
-        asked = 0, _with_losses(-(-attempts // REQUESTS_A_CONNECTION))
-    since_ns = _began_ns(finding) - SHORTLY_NS
-    return Part(*asked, since_ns, logins_speak=ssh and finding.get("kind") not in SUCCEEDED)
+    return Part(
+        _attempts(finding.get("figures")),
+        ssh=any(target.partition("@")[0] in SSHD_NAMES for target in texts(finding, "targets")),
+        since_ns=_began_ns(finding) - SHORTLY_NS,
+        logins_speak=finding.get("kind") not in SUCCEEDED,
+        tries=tries,
+    )
 
 
 def _began_ns(finding: Mapping[str, Any]) -> int:

@@ -64,7 +64,7 @@ class Detection:
         self._login = login_detectors(of_logins, hash_key, geography)
         self._network = network_detectors(of_flows, settings.ingress, settings.egress, hash_key)
         self._table = FlowTable(settings.local, capacity=settings.flow_capacity, hash_key=hash_key)
-        self._handshakes = Handshakes()
+        self._handshakes = Handshakes(hash_key)
         self._hash_key = hash_key
         self._users: dict[int, None] = {}  # hashes of names, the last to log in at the end
         self.auth_events = 0
@@ -87,7 +87,7 @@ class Detection:
         self.auth_events += len(batch)
         self._remember_users(batch)
         if self.packets_seen:
-            self._handshakes.logins(batch)
+            self._handshakes.lines(batch)
         return self._enabled(self._login.update(batch))
 
     def packets(self, packets: Any) -> list[Finding]:
@@ -117,9 +117,14 @@ class Detection:
         it), or the network around it. `needed` None: any one connection of the last hour is enough.
         """
         if needed is not None:
-            return needed.met_by(self._handshakes.seen(source), self._settings.ssh_ports)
+            return not self.lacking(source, needed)
         last_ns = self._handshakes.last_ns(source)
         return bool(last_ns) and now_ns - last_ns <= int(self._settings.handshake_s * NS_PER_S)
+
+    def lacking(self, source: str, needed: Needed) -> str:
+        """What is needed of this source, in words; empty where it was seen."""
+        seen = self._handshakes.seen(source)
+        return "" if needed.met_by(seen, self._settings.ssh_ports) else needed.told(seen)
 
     def standing(self, network: str, now_ns: int, *, packets: bool) -> list[Standing]:
         """How near the detectors are to raising an address, or the IPv6 network that is judged in its place.

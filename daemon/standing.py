@@ -85,9 +85,11 @@ def _unproven(
     for named in texts(incident, "blockable"):
         if not _within(network, named) or unproven(incident, named, "blockable") is None:
             continue
-        needed = needs(incident, named, named, tries=parts.sshd.tries)
-        if not detection.corroborated(named, now_ns, needed):
-            said = f"incident {incident['id']} could be forged: a block waits for {needed}"
+        lacking = detection.lacking(named, needs(incident, named, named, tries=parts.sshd.tries))
+        if lacking:
+            said = (
+                f"incident {incident['id']} could be forged: a block waits for {lacking}, and fewer were seen"
+            )
             return [Standing("handshake", said)]
     return []
 
