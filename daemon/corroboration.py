@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..playbooks.decisions import texts, time_ns
-from .events import NS_PER_S, rfc3339
+from .events import NS_PER_S, Provenance, rfc3339
 
 SHORTLY_NS = 120 * NS_PER_S
 """How long before its first failure a connection may have been opened: LoginGraceTime of sshd_config(5)."""
@@ -95,7 +95,7 @@ class Part:
 class Needed:
     """What all findings ask that accuse a source, or a user from there: each part must be met.
 
-    Without any part nothing in the incident accuses: then nothing corroborates it either.
+    Without any part nothing that could be forged accuses, or nothing at all: then there is nothing to corroborate.
     """
 
     parts: tuple[Part, ...] = ()
@@ -127,9 +127,15 @@ def needs(
     parts = [
         _part(finding, max(1, tries))
         for finding in (found if isinstance(found, list | tuple) else ())
-        if isinstance(finding, Mapping) and _accuses(finding, source, accused)
+        if isinstance(finding, Mapping) and _accuses(finding, source, accused) and not _proven(finding)
     ]
     return Needed(tuple(dict.fromkeys(parts)))
+
+
+def _proven(finding: Mapping[str, Any]) -> bool:
+    """Whether nobody but root can have written what it rests on: then it needs nothing from the wire."""
+    provenance = finding.get("provenance")
+    return isinstance(provenance, int) and provenance >= Provenance.JOURNAL
 
 
 def _accuses(finding: Mapping[str, Any], source: str, accused: str) -> bool:
