@@ -39,7 +39,7 @@ ATTEMPTS = ("attempts", "denied_prompts", "jumps")
 ATTEMPTS_BEFORE = ("failures_before", "failures_from_there", "successes")
 """Figures of a finding about logins that succeeded, which are added up."""
 SUCCEEDED = frozenset({"account_compromise", "new_access", "impossible_travel", "mfa_fatigue"})
-"""Kinds that are about a login that succeeded: there it does not speak for the source."""
+"""Kinds that are about a login that succeeded: one then belongs to the attack."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +59,15 @@ class Seen:
 class Part:
     """What one finding asks: connections for so many attempts, since then.
 
-    `ssh`: sshd tells of the attempt by which the threshold was crossed; else another service does. `logins_speak`:
-    each login that succeeded since then accounts for a connection to sshd, which is then none of the attacker's.
+    `ssh`: sshd tells of the attempt by which the threshold was crossed; else another service does. `hits`: so many
+    logins belong to the attack; each one more that succeeded since then accounts for a connection to sshd, which is
+    then none of the attacker's.
     """
 
     attempts: int
     ssh: bool
     since_ns: int
-    logins_speak: bool = True
+    hits: int = 0
     tries: int = TRIES_A_CONNECTION
 
     def asks(self, seen: Seen) -> tuple[int, int]:
@@ -86,8 +87,7 @@ class Part:
         lately = [port in ssh_ports for made_ns, port in seen.handshakes if made_ns >= self.since_ns]
         ssh = sum(lately)
         others = len(lately) - ssh
-        if self.logins_speak:
-            ssh -= sum(login_ns >= self.since_ns for login_ns in seen.logins_ns)
+        ssh -= max(0, sum(login_ns >= self.since_ns for login_ns in seen.logins_ns) - self.hits)
         return ssh >= ssh_asked and others >= others_asked
 
 
@@ -152,7 +152,7 @@ def _part(finding: Mapping[str, Any], tries: int) -> Part:
         _attempts(finding.get("figures")),
         ssh=any(target.partition("@")[0] in SSHD_NAMES for target in texts(finding, "targets")),
         since_ns=_began_ns(finding) - SHORTLY_NS,
-        logins_speak=finding.get("kind") not in SUCCEEDED,
+        hits=int(finding.get("kind") in SUCCEEDED),
         tries=tries,
     )
 
