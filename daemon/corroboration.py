@@ -152,7 +152,7 @@ def _part(finding: Mapping[str, Any], tries: int) -> Part:
         _attempts(finding.get("figures")),
         ssh=any(target.partition("@")[0] in SSHD_NAMES for target in texts(finding, "targets")),
         since_ns=_began_ns(finding) - SHORTLY_NS,
-        hits=int(finding.get("kind") in SUCCEEDED),
+        hits=int(str(finding.get("kind")) in SUCCEEDED),
         tries=tries,
     )
 
