@@ -149,6 +149,16 @@ class OwnNetwork(Options):
         description="Load balancers and proxies before this gateway, in addition to `proxies` of the rails file: "
         "only what they say in X-Forwarded-For is believed.",
     )
+    ssh_ports: AutoOr[list[Annotated[int, Field(ge=1, le=65_535)]]] = Field(
+        default=AUTO,
+        description="The ports at which clients reach sshd: a block for failed logins that only a log tells of waits "
+        "for connections to these; auto = those of /etc/ssh/sshd_config, else 22.",
+    )
+    ssh_tries: AutoOr[Annotated[int, Field(ge=1, le=1000)]] = Field(
+        default=AUTO,
+        description="MaxAuthTries of sshd: for how many failed logins one connection accounts; auto = that of "
+        "/etc/ssh/sshd_config, else 6.",
+    )
 
 
 class AllowRule(Options):

@@ -26,6 +26,7 @@ from .benign import BenignList
 from .books import Books
 from .collectors.shared import PacketSource
 from .control import serve_commands
+from .corroboration import needs
 from .denied import DenyList
 from .desk import Desk
 from .detection import Detection
@@ -183,7 +184,10 @@ class Analyser:
         return {feed.name: feed for feed in feeds}
 
     def _make_detection(self) -> Detection:
-        return build_detection(self.parts.config, list(self.parts.local), self._hash_key, self._geography)
+        parts = self.parts
+        return build_detection(
+            parts.config, list(parts.local), self._hash_key, self._geography, parts.sshd.ports
+        )
 
     def _recover(self) -> None:
         """The state of the last snapshot, then what was read since, once more; incidents come from their rows."""
@@ -304,8 +308,18 @@ class Analyser:
         if ended:
             self._publish()
 
-    def _corroborated(self, source: str, incident: Mapping[str, Any] | None = None) -> bool:
-        return not self.parts.watches_packets or self._detection.corroborated(source, time.time_ns())
+    def _corroborated(
+        self, source: str, incident: Mapping[str, Any] | None = None, accused: str = ""
+    ) -> bool:
+        """Whether the wire showed what an incident says of a source, or packets are not watched.
+
+        `accused`: the source or user against whom something is to be done, "" = whoever the incident accuses. Without
+        an incident: whether the source was seen to be connected within the hour.
+        """
+        if not self.parts.watches_packets:
+            return True
+        needed = None if incident is None else needs(incident, source, accused, tries=self.parts.sshd.tries)
+        return self._detection.corroborated(source, time.time_ns(), needed)
 
     def _settle(
         self,

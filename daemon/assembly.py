@@ -83,10 +83,12 @@ def detector_options(config: Config) -> dict[str, Mapping[str, Any]]:
     return {str(name): option.options() for name, option in config.detectors.items()}
 
 
-def detection_settings(config: Config | None, local: Sequence[str]) -> DetectionSettings:
-    """Thresholds, allow-lists and own networks."""
+def detection_settings(
+    config: Config | None, local: Sequence[str], ssh_ports: Sequence[int] = (22,)
+) -> DetectionSettings:
+    """Thresholds, allow-lists, own networks and where sshd listens."""
     if config is None:
-        return DetectionSettings(local=local)
+        return DetectionSettings(local=local, ssh_ports=tuple(ssh_ports))
     return DetectionSettings(
         detectors=detector_options(config),
         disabled=frozenset(str(name) for name, option in config.detectors.items() if not option.enabled),
@@ -94,6 +96,7 @@ def detection_settings(config: Config | None, local: Sequence[str]) -> Detection
         egress=allow_rules(config.allowlist.egress),
         local=local,
         future_skew_s=config.detection.future_skew_s,
+        ssh_ports=tuple(ssh_ports),
     )
 
 
@@ -110,11 +113,15 @@ def build_geography(config: Config | None, *, patient: bool = False) -> Geograph
 
 
 def build_detection(
-    config: Config | None, local: Sequence[str], hash_key: bytes, geography: Geography | None = None
+    config: Config | None,
+    local: Sequence[str],
+    hash_key: bytes,
+    geography: Geography | None = None,
+    ssh_ports: Sequence[int] = (22,),
 ) -> Detection:
     """All detectors with the configured thresholds. Raises ConfigError naming an unknown option."""
     try:
-        return Detection(detection_settings(config, local), hash_key, geography)
+        return Detection(detection_settings(config, local, ssh_ports), hash_key, geography)
     except ValueError as error:
         raise ConfigError(f"detectors: {error}", remedy="see docs/detection.md for the options") from error
 

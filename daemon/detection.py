@@ -6,7 +6,6 @@ receive time, and saves and restores the state.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -19,14 +18,14 @@ from ..detectors.registry import FLOW_DETECTORS, login_detectors, network_detect
 from ..detectors.standing import Standing
 from .collectors.flows import FlowTable
 from .collectors.parsers.scan import keyed_hash
-from .events import NS_PER_S, AuthBatch, Direction, FlowBatch, FlowState, Outcome, address_columns
+from .corroboration import Needed
+from .events import NS_PER_S, AuthBatch, FlowBatch, Outcome, address_columns
+from .handshakes import Handshakes
 from .incidents import CRITICALITY
 
 if TYPE_CHECKING:
     from .geography import Geography
 
-MOST_HANDSHAKES = 65_536
-"""Of how many sources a completed handshake is remembered, for corroboration."""
 MOST_USERS = 65_536
 """Of how many names it is remembered that somebody has logged in by them."""
 
@@ -42,6 +41,7 @@ class DetectionSettings:
     local: Sequence[str] = ()
     future_skew_s: float = 300.0
     handshake_s: float = 3600.0
+    ssh_ports: tuple[int, ...] = (22,)
     flow_capacity: int = 1 << 16
 
 
@@ -64,7 +64,7 @@ class Detection:
         self._login = login_detectors(of_logins, hash_key, geography)
         self._network = network_detectors(of_flows, settings.ingress, settings.egress, hash_key)
         self._table = FlowTable(settings.local, capacity=settings.flow_capacity, hash_key=hash_key)
-        self._handshakes: OrderedDict[tuple[int, int, int], int] = OrderedDict()
+        self._handshakes = Handshakes(hash_key)
         self._hash_key = hash_key
         self._users: dict[int, None] = {}  # hashes of names, the last to log in at the end
         self.auth_events = 0
@@ -86,6 +86,8 @@ class Detection:
                 batch = replace(batch, time_ns=np.minimum(batch.time_ns, latest))
         self.auth_events += len(batch)
         self._remember_users(batch)
+        if self.packets_seen:
+            self._handshakes.lines(batch)
         return self._enabled(self._login.update(batch))
 
     def packets(self, packets: Any) -> list[Finding]:
@@ -101,31 +103,28 @@ class Detection:
         if not len(batch):
             return []
         self.flows_seen += len(batch)
-        self._remember_handshakes(batch)
+        self._handshakes.flows(batch)
         return self._enabled(self._network.update(batch))
 
     def _enabled(self, findings: list[Finding]) -> list[Finding]:
         off = self._settings.disabled
         return [f for f in findings if f.detector not in off] if off else findings
 
-    def corroborated(self, source: str, now_ns: int) -> bool:
-        """Whether a packet collector saw this source complete a handshake with us lately.
+    def corroborated(self, source: str, now_ns: int, needed: Needed | None = None) -> bool:
+        """Whether a packet collector saw this source make the connections that are `needed`.
 
-        `source` is an address or, for IPv6, the network that is judged in its place: one address in a /64
-        speaks for all of it.
+        `source` is an address, the IPv6 network that is judged in its place (one address in a /64 speaks for all of
+        it), or the network around it. `needed` None: any one connection of the last hour is enough.
         """
-        address, _, length = source.partition("/")
-        family, high, low = address_columns(address)
-        key = _handshake_key(family, high, low)
-        if family == 6 and length and int(length) < 64:
-            shift = 64 - int(length)
-            seen = max(
-                (t for k, t in self._handshakes.items() if k[0] == 6 and k[1] >> shift == high >> shift),
-                default=0,
-            )
-        else:
-            seen = self._handshakes.get(key, 0)
-        return bool(seen) and now_ns - seen <= int(self._settings.handshake_s * NS_PER_S)
+        if needed is not None:
+            return not self.lacking(source, needed)
+        last_ns = self._handshakes.last_ns(source)
+        return bool(last_ns) and now_ns - last_ns <= int(self._settings.handshake_s * NS_PER_S)
+
+    def lacking(self, source: str, needed: Needed) -> str:
+        """What is needed of this source, in words; empty where it was seen."""
+        seen = self._handshakes.seen(source)
+        return "" if needed.met_by(seen, self._settings.ssh_ports) else needed.told(seen)
 
     def standing(self, network: str, now_ns: int, *, packets: bool) -> list[Standing]:
         """How near the detectors are to raising an address, or the IPv6 network that is judged in its place.
@@ -145,17 +144,6 @@ class Detection:
         found = [s for s in found if s.detector not in off]
         return found + [Standing(name, "off: what it finds is dropped") for name in sorted(off)]
 
-    def _remember_handshakes(self, batch: FlowBatch) -> None:
-        inward = (batch.direction == Direction.INGRESS) | (batch.direction == Direction.LOCAL)
-        rows = np.flatnonzero((batch.state == FlowState.ESTABLISHED) & inward)
-        for row in rows.tolist():
-            high, low = batch.source[row].tolist()
-            key = _handshake_key(int(batch.family[row]), high, low)
-            self._handshakes[key] = int(batch.time_ns[row])
-            self._handshakes.move_to_end(key)
-        while len(self._handshakes) > MOST_HANDSHAKES:
-            self._handshakes.popitem(last=False)
-
     def _remember_users(self, batch: AuthBatch) -> None:
         rows = np.flatnonzero(batch.outcome == Outcome.SUCCESS)
         keyed = (batch.key[rows] != 0) & (batch.status[rows] != 0)  # a gateway's request names its key
@@ -174,16 +162,19 @@ class Detection:
     def save(self) -> dict[str, Any]:
         """The state for a snapshot. Flows under way are not in it: their packets cannot be read again."""
         users = np.fromiter(self._users, np.uint64, len(self._users))
-        return {"login": self._login.save(), "network": self._network.save(), "users": users}
+        return {
+            "login": self._login.save(),
+            "network": self._network.save(),
+            "users": users,
+            "handshakes": self._handshakes.save(),
+        }
 
     def load(self, state: Mapping[str, Any]) -> None:
         self._login.load(state["login"])
         self._network.load(state["network"])
         self._users = dict.fromkeys(np.asarray(state.get("users", ()), np.uint64).tolist())
-
-
-def _handshake_key(family: int, high: int, low: int) -> tuple[int, int, int]:
-    return family, high, low if family == 4 else 0
+        if "handshakes" in state:
+            self._handshakes.load(state["handshakes"])
 
 
 def criticality_of_endpoints(endpoints: Iterable[Any]) -> dict[str, float]:

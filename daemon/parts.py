@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config.schema import Config
 from ..playbooks.schema import Playbook
 from .enforcer.rails import Rails
+from .sshd_settings import SshdSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,3 +44,4 @@ class Parts:
     watches_packets: bool
     enforces: bool
     say: Callable[[str], None]
+    sshd: SshdSettings = field(default_factory=SshdSettings)

@@ -39,6 +39,7 @@ from .parts import LogSource, Parts
 from .sinks import jsonl  # noqa: F401 - the shipper has no right to read our files once it runs
 from .sinks.hook_files import check_files
 from .sinks.shipper import run_shipper
+from .sshd_settings import SshdSettings, sshd_settings
 from .supervisor import (
     Identity,
     Process,
@@ -83,6 +84,7 @@ class Plan:
     rails: Rails | None
     playbooks: tuple[Playbook, ...]
     local: tuple[str, ...]
+    sshd: SshdSettings
 
 
 def plan(config: Config, mode: str, tell: Callable[[str], None]) -> Plan:
@@ -105,7 +107,7 @@ def plan(config: Config, mode: str, tell: Callable[[str], None]) -> Plan:
     for name, hook in config.hooks.items():
         check_files(name, hook.model_dump())
     playbooks = tuple(load_playbooks(config.playbooks.directories, shipped=config.playbooks.shipped))
-    return Plan(logs, journal, interfaces, enforcer, rails, playbooks, _local(config))
+    return Plan(logs, journal, interfaces, enforcer, rails, playbooks, _local(config), sshd_settings(config))
 
 
 def _may_enforce(root: bool, rails: Rails | None, config: Config) -> None:
@@ -375,6 +377,7 @@ class Service:
             watches_packets=bool(self._plan.interfaces),
             enforces=self._mode == "enforce" and self._plan.enforcer,
             say=say,
+            sshd=self._plan.sshd,
         )
         parent = os.getpid()
         if self._config.detection.geo.city or self._config.detection.geo.asn:

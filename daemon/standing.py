@@ -11,9 +11,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..detectors.standing import Standing
+from ..playbooks.decisions import network_in, texts, unproven
 from ..playbooks.engine import Engine, block_target, mismatch
 from ..playbooks.schema import BlockSource, Playbook
 from .assembly import trusted_proxies
+from .corroboration import needs
 from .detection import Detection
 from .parts import Parts
 from .store import Store
@@ -49,6 +51,7 @@ def standing_of(
     for incident in list(incidents)[:MOST_INCIDENTS]:
         document = store.incident(incident)
         if document is not None:
+            found += _unproven(document, network, now_ns, parts, detection)
             found += _playbooks(document, network, store, engine.playbooks)
     return found
 
@@ -71,6 +74,33 @@ def _handshake(network: str, now_ns: int, parts: Parts, detection: Detection) ->
     logs = ", ".join(open_to_all)
     said = f"{logs} could be forged: a block for what stands there alone waits for a handshake, and none was seen"
     return [Standing("handshake", said)]
+
+
+def _unproven(
+    incident: Mapping[str, Any], network: str, now_ns: int, parts: Parts, detection: Detection
+) -> list[Standing]:
+    """The connections that an incident of forgeable lines waits for, though some of that source were seen."""
+    if not (parts.watches_packets and detection.corroborated(network, now_ns)):
+        return []
+    for named in texts(incident, "blockable"):
+        if not _within(network, named) or unproven(incident, named, "blockable") is None:
+            continue
+        lacking = detection.lacking(named, needs(incident, named, named, tries=parts.sshd.tries))
+        if lacking:
+            said = (
+                f"incident {incident['id']} could be forged: a block waits for {lacking}, and fewer were seen"
+            )
+            return [Standing("handshake", said)]
+    return []
+
+
+def _within(network: str, wider: str) -> bool:
+    inner, outer = network_in(network), network_in(wider)
+    if isinstance(inner, ipaddress.IPv4Network) and isinstance(outer, ipaddress.IPv4Network):
+        return inner.subnet_of(outer)
+    if isinstance(inner, ipaddress.IPv6Network) and isinstance(outer, ipaddress.IPv6Network):
+        return inner.subnet_of(outer)
+    return False
 
 
 def _playbooks(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gatewatch.daemon.events import NS_PER_S, Direction, FlowBatch, FlowState, address_columns
+from gatewatch.daemon.events import NS_PER_S, Direction, FlowBatch, FlowState, Provenance, address_columns
 from gatewatch.detectors.finding import Finding
 from gatewatch.detectors.network.allowlist import AllowRule, AllowTable
 from gatewatch.detectors.registry import NetworkDetection, network_detectors
@@ -205,9 +205,36 @@ def test_a_scan_of_ports_is_found_at_the_twentieth() -> None:
     assert finding.blockable == ()
 
 
-def test_a_scanner_that_completes_a_handshake_may_be_blocked() -> None:
-    flows = [came(0), *(came(n / 10 + 1, port=n + 1000, state=FlowState.REFUSED) for n in range(40))]
-    assert only(run(detection(), flows)).blockable == ("203.0.113.7",)
+REFUSALS = [came(n / 10 + 9, port=n + 1000, state=FlowState.REFUSED) for n in range(40)]
+
+
+def test_a_connected_client_in_whose_name_ports_are_tried_is_not_blockable() -> None:
+    """Its own connections are genuine; that the rest is its own nobody can tell."""
+    own = [came(n / 10, port=port) for n, port in enumerate((22, 80, 443, 8000, 8001, 8081))]
+    assert only(run(detection(), [*own, *REFUSALS])).blockable == ()
+
+
+def test_a_scanner_whose_handshake_many_targets_took_may_be_blocked() -> None:
+    taken = [came(n / 10, port=n + 1) for n in range(20)]
+    assert only(run(detection(), [*taken, *REFUSALS])).blockable == ("203.0.113.7",)
+
+
+def test_what_came_through_a_tunnel_makes_nobody_blockable() -> None:
+    taken = [came(n / 10, port=n + 1) for n in range(20)]
+    batch = batch_of(numbered([*taken, *REFUSALS]))
+    batch.provenance[:] = Provenance.NETWORK
+    found = detection([OFFICE]).update(batch)
+    assert {f.kind for f in found} == {"port_scan", "off_allowlist_ingress"}
+    assert all(f.blockable == () for f in found)
+
+
+def test_an_opening_that_whoever_was_named_in_it_resets_proves_nothing_off_the_allow_list() -> None:
+    reset = [came(0, flow="a", state=FlowState.SYN), came(1, flow="a", state=FlowState.CLOSED)]
+    found = run(detection([OFFICE]), reset)
+    assert [(f.entity_type, f.blockable) for f in found.values()] == [("endpoint", ())]
+    taken = [came(0, flow="a"), came(1, flow="a", state=FlowState.CLOSED)]
+    for size in (1, 2):
+        assert only(run(detection([OFFICE]), taken, size=size)).blockable == ("203.0.113.7",)
 
 
 def test_a_sweep_of_hosts_is_one_finding() -> None:

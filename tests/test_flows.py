@@ -129,7 +129,8 @@ def test_a_syn_sent_again_is_the_same_flow() -> None:
 def test_a_handshake_completes_only_for_who_saw_the_answer() -> None:
     blind = Wire().say(0, SYN, sequence=100)
     blind.say(1, SYN | ACK, sequence=900_000_000, acknowledgement=101)
-    for guess in (0, 1, 101, 12345, 2**31):
+    beginning = 900_000_001
+    for guess in (0, 1, 101, 12345, 2**31, beginning + 1, beginning + 4096, beginning - 1):
         blind.say(0, PSH | ACK, 10, sequence=101, acknowledgement=guess)
     assert states(blind.rows()) == ["SYN"]
     unanswered = Wire().say(0, SYN, sequence=100).say(0, ACK, sequence=101, acknowledgement=901)
@@ -140,6 +141,15 @@ def test_the_servers_first_payload_completes_a_handshake_whose_last_segment_was_
     wire = Wire().say(0, SYN, sequence=100).say(1, SYN | ACK, sequence=900, acknowledgement=101)
     wire.say(1, PSH | ACK, 21, sequence=901, acknowledgement=101)
     assert states(wire.rows()) == ["SYN", "ESTABLISHED"]
+
+
+def test_a_client_that_ends_first_completes_once_the_server_ended_as_well() -> None:
+    wire = Wire().say(0, SYN, sequence=100).say(1, SYN | ACK, sequence=900, acknowledgement=101)
+    # What the server said in between was not sampled.
+    wire.say(0, FIN | ACK, sequence=141, acknowledgement=5901)
+    assert states(wire.rows()) == ["SYN"]
+    wire.say(1, FIN | ACK, sequence=5901, acknowledgement=142)
+    assert states(wire.rows()) == ["SYN", "ESTABLISHED", "CLOSED"]
 
 
 def test_an_answer_without_its_syn_names_the_one_that_it_answers() -> None:

@@ -57,9 +57,14 @@ SYN_FLAG = cython.declare(cython.uint, 2)
 RST_FLAG = cython.declare(cython.uint, 4)
 ACK_FLAG = cython.declare(cython.uint, 16)
 
+AT_ONCE = cython.declare(
+    cython.ulonglong, 1024
+)  # the segment that completed the handshake closed the flow as well
+
 BLIND = cython.declare(cython.ulonglong, 1 << 20)
-"""How far past the beginning an acknowledgement may lie that completes a handshake: more than any first flight,
-and so little that who cannot see the answer must try 4096 times."""
+"""How far past the beginning a server may acknowledge the client's data in the segment that shows that it took the
+handshake as completed: more than any first flight. A client must acknowledge what was seen of the server, and nothing
+beyond: who cannot see the answer must guess one number of 2**32."""
 
 MOST_RESET = cython.declare(cython.longlong, 1 << 30)
 """How far a reset may move a position: the largest window of RFC 7323."""
@@ -363,12 +368,14 @@ class Table:
                 flow[13 + side] += cython.cast(cython.ulonglong, moved)
         base = flow[15] >> (32 * other) & MASK32
         if state == SYN and not tcp_flags & RST_FLAG and tcp_flags & ACK_FLAG:
-            fits = bits & (KNOWN << other) != 0 and (acknowledgement - base) & MASK32 <= BLIND
+            fits = bits & (KNOWN << other) != 0
             if from_opener:
-                if bits & ANSWERED and fits:
+                if bits & ANSWERED and fits and (acknowledgement - base) & MASK32 <= flow[13 + other]:
                     state = ESTABLISHED
-            elif payload != 0 and fits:
-                # the server speaks only once the handshake is complete; its SYN and ACK may have been missed
+            elif (
+                (payload != 0 or tcp_flags & FIN_FLAG) and fits and (acknowledgement - base) & MASK32 <= BLIND
+            ):
+                # the server speaks, and ends, only once the handshake is complete; its SYN and ACK may have been missed
                 state = ESTABLISHED
         if tcp_flags & RST_FLAG:
             if state == SYN and not from_opener and not bits & ANSWERED:
@@ -380,6 +387,8 @@ class Table:
         elif tcp_flags & FIN_FLAG and not behind:
             bits |= ENDED << side
             if bits & (ENDED << other) and state < REFUSED:
+                if state == ESTABLISHED and flow[16] & STATE == SYN:
+                    bits |= AT_ONCE
                 state = CLOSED
         flow[16] = (bits & ~STATE & MASK) | state
 
@@ -540,6 +549,10 @@ class Table:
             flow[17] = frame
             if protocol == 6:
                 self.tcp(flow, side, said, sequences[i], acknowledgements[i], payload)
+                if flow[16] & AT_ONCE:
+                    flow[16] = (flow[16] & ~(AT_ONCE | STATE) & MASK) | ESTABLISHED
+                    self.give(flow, frame)
+                    flow[16] = (flow[16] & ~STATE & MASK) | CLOSED
             total = self.bytes_of(flow, 0) + self.bytes_of(flow, 1) - flow[8]
             if (
                 is_new

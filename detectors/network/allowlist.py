@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ...daemon.events import U8, U16, U64, Bool, Direction, FlowBatch, FlowState
+from ...daemon.events import U8, U16, U64, Bool, Direction, FlowBatch, FlowState, Provenance
 from ..addressing import NetworkKeys, join_keys
 from ..campaigns import Campaigns, Record, marks
 from ..finding import EntityType, Finding, Kind, finding_id
@@ -18,6 +19,8 @@ from ..tables import NS_PER_DAY, FlowGrowth
 from .addresses import end_text, on_link, pack_ends, protocol_number, unpack_end
 
 _LARGE_UPLOAD = 1_000_000
+MOST_ANSWERED = 65_536
+"""Of how many flows that nobody allowed it is remembered that they were answered; the oldest is forgotten first."""
 
 
 def _said(rule: AllowRule) -> str:
@@ -117,6 +120,7 @@ class AllowList:
         self._networks = NetworkKeys(hash_key)
         self._addresses = NetworkKeys(hash_key, prefix6=128)
         self._growth = FlowGrowth()
+        self._answered: OrderedDict[int, None] = OrderedDict()
         self._campaigns = Campaigns(NS_PER_DAY, capacity=8192)
 
     def update(self, batch: FlowBatch, /) -> list[Finding]:
@@ -133,6 +137,8 @@ class AllowList:
         time_ns = np.clip(batch.time_ns[rows], 10**17, 1 << 62)
         answered = (state == FlowState.ESTABLISHED) | (state == FlowState.CLOSED)
         answered |= (state == FlowState.OTHER) & (batch.bytes_in[rows] > 0)
+        if not egress:
+            answered &= self._taken(batch.flow[rows], answered & (state != FlowState.CLOSED), state)
         by_endpoint = ~answered & (not egress)
         near = batch.source if egress else batch.destination
         near, far = near.take(rows, axis=0), far.take(rows, axis=0)
@@ -149,7 +155,8 @@ class AllowList:
         exact = by_endpoint | egress
         keys = np.where(exact, self._addresses.keys(entity, family), self._networks.keys(entity, family))
         text, spans = pack_ends(other, family, np.where(exact, batch.source_port[rows], port), protocol)
-        proven = answered & (protocol == 6)
+        # Inside a tunnel anybody makes up both sides.
+        proven = answered & (protocol == 6) & (batch.provenance[rows] >= Provenance.KERNEL)
         followed = self._campaigns.update(
             join_keys(keys, service | by_endpoint.astype(np.uint64)),
             time_ns,
@@ -173,6 +180,22 @@ class AllowList:
             }
 
         return [self._finding(*campaign) for campaign in self._campaigns.grown(followed, story_of)]
+
+    def _taken(self, flows: U64, answered: Bool, state: U8) -> Bool:
+        """Whether each flow was answered in this row or an earlier one. An opening that is reset closes as well, and
+        whoever was named in a forged SYN resets the answer.
+        """
+        taken = answered.copy()
+        at = np.flatnonzero(answered | (state == FlowState.CLOSED))
+        for row, flow, now in zip(at.tolist(), flows[at].tolist(), answered[at].tolist(), strict=True):
+            if now:
+                self._answered[flow] = None
+                self._answered.move_to_end(flow)
+                if len(self._answered) > MOST_ANSWERED:
+                    self._answered.popitem(last=False)
+            else:
+                taken[row] = flow in self._answered
+        return taken
 
     def standing(self, family: int, high: int, low: int, now_ns: int) -> list[Standing]:
         """Which rules are for the address as far end of a flow; without one, any flow is raised."""
@@ -239,8 +262,10 @@ class AllowList:
         )
 
     def save(self) -> dict[str, Any]:
-        return {"growth": self._growth.save(), "campaigns": self._campaigns.save()}
+        answered = np.fromiter(self._answered, np.uint64, len(self._answered))
+        return {"growth": self._growth.save(), "campaigns": self._campaigns.save(), "answered": answered}
 
     def load(self, state: dict[str, Any]) -> None:
         self._growth.load(state["growth"])
         self._campaigns.load(state["campaigns"])
+        self._answered = OrderedDict.fromkeys(np.asarray(state.get("answered", ()), np.uint64).tolist())

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ...daemon.events import NS_PER_S, Direction, FlowBatch, FlowState
+from ...daemon.events import NS_PER_S, Direction, FlowBatch, FlowState, Provenance
 from ..addressing import NetworkKeys, join_keys
 from ..campaigns import Campaigns, Record, marks
 from ..finding import EntityType, Finding, Kind, finding_id
@@ -21,8 +21,9 @@ class PortScan:
 
     A source is raised at the `targets`-th distinct address and port within `window_s` (port_scan), or at the
     `targets`-th distinct address at one port (host_sweep). Connections that did not come in count once they
-    are refused, or three times as many while unanswered: a client may open many at once. Nothing is
-    blockable unless the source has completed a handshake meanwhile: a SYN can be forged.
+    are refused, or three times as many while unanswered: a client may open many at once. A SYN can be forged, and
+    so can its refusal be had: a source is blockable only where `targets` distinct ones took its handshake within the
+    window as well. A few prove that it is connected, and nothing of the scan: a forger names one that is.
 
     Parameters: `targets` (int, 20), `window_s` (int, 300), `sources` (int, 8192), `hash_key`.
     """
@@ -87,7 +88,7 @@ class PortScan:
                 spans,
                 text,
                 time_ns[at] - self._window_ns,
-                np.stack([counts[at, 2], np.zeros(len(at), np.int64)], axis=1),
+                np.stack([counts[at, 2], counts[at, 2] >= self._targets], axis=1).astype(np.int64),
             )
 
             def story_of(row: int, kind: str = kind, chosen: Any = chosen) -> dict[str, Any]:
@@ -135,6 +136,7 @@ class PortScan:
         sweep = kind == "host_sweep"
         ends = [unpack_end(packed) for packed in record.items if packed]
         what = f"addresses at port {port}" if sweep else "targets"
+        proven = record.provenance >= Provenance.KERNEL  # inside a tunnel anybody makes up both sides
         return Finding(
             id=finding_id(kind, f"{entity} {port if sweep else ''}", record.trigger_ns, record.trigger_line),
             detector=self.name,
@@ -159,7 +161,7 @@ class PortScan:
             techniques=("T1046",),
             lines=tuple(filter(None, record.lines)),  # a live flow has no frame
             provenance=record.provenance,
-            blockable=(entity,) if record.blockable and record.amounts[0] else (),
+            blockable=(entity,) if record.blockable and record.amounts[1] and proven else (),
         )
 
     def save(self) -> dict[str, Any]:

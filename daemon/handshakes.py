@@ -1,0 +1,235 @@
+"""Which sources completed handshakes with us lately, and logged in: what corroboration asks.
+
+Memory is bounded: of so many sources the latest few of each, in arrays; the source that was silent longest makes
+room. A connection counts once, however often its flow is told of.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .collectors.parsers.scan import keyed_hash
+from .corroboration import MOST_REMEMBERED, SSHD_NAMES, Seen
+from .events import (
+    I64,
+    U64,
+    AuthBatch,
+    Direction,
+    FlowBatch,
+    FlowState,
+    Outcome,
+    Provenance,
+    address_columns,
+)
+
+MOST_HANDSHAKES = 65_536
+"""Of how many sources handshakes are remembered, and of as many networks around them."""
+
+TICK_BITS = 14
+"""Times are kept in units of 2**14 ns, so that a port fits beside one in 64 bits until the year 2116."""
+LOW_BITS = 16
+LOW = (1 << LOW_BITS) - 1
+MINUTE_TICKS = 60_000_000_000 >> TICK_BITS
+LENGTHS = {4: (32, 24), 6: (64, 48)}
+"""What is judged as one source, and the network around it that a detector may name instead."""
+KEPT = ("handshakes", "logins", "failures")
+PARTS_OF_SSHD = (*(name.encode() for name in SSHD_NAMES), b"pam_duo", b"login_duo")
+FAILURES = (Outcome.FAILURE, Outcome.INVALID_USER, Outcome.PAM_FAILURE, Outcome.FACTOR_DENIED)
+
+
+class Handshakes:
+    """What was seen of each source; see the module.
+
+    What a log says is kept apart from what the wire showed: lines about invented sources push no handshake out.
+
+    Parameters: `hash_key` (of the texts in a batch); `sources` (how many are remembered).
+    """
+
+    def __init__(self, hash_key: bytes, sources: int = MOST_HANDSHAKES) -> None:
+        self._sshd = np.array([keyed_hash(name, hash_key) for name in PARTS_OF_SSHD], np.uint64)
+        self._last: OrderedDict[tuple[int, int], int] = OrderedDict()
+        self._sources = sources
+        self._memories = {name: (_Memory(sources), _Memory(sources)) for name in KEPT}
+
+    def flows(self, batch: FlowBatch) -> None:
+        """Remembers the handshakes that flows to us completed. What came through a tunnel is none: whoever reaches the
+        tunnel's end can have made up both sides.
+        """
+        inward = (batch.direction == Direction.INGRESS) | (batch.direction == Direction.LOCAL)
+        inward &= batch.provenance >= Provenance.KERNEL
+        rows = np.flatnonzero((batch.state == FlowState.ESTABLISHED) & inward)
+        if not len(rows):
+            return
+        # The time of its first packet is the same in every row of a flow.
+        made = _packed(batch.first_ns[rows], batch.destination_port[rows].astype(np.int64))
+        family, address = batch.family[rows], batch.source.take(rows, axis=0)
+        self._remember("handshakes", family, address, made)
+        for of, (high, low), time_ns in zip(
+            family.tolist(), address.tolist(), batch.time_ns[rows].tolist(), strict=True
+        ):
+            for length in LENGTHS[of]:
+                key = of, _number(of, high, low, length)
+                self._last[key] = time_ns
+                self._last.move_to_end(key)
+        while len(self._last) > 2 * self._sources:
+            self._last.popitem(last=False)
+
+    def lines(self, batch: AuthBatch) -> None:
+        """Remembers what a log says of sshd: who logged in, and how often a login failed."""
+        of_sshd = (batch.client_family != 0) & np.isin(batch.service, self._sshd)
+        rows = np.flatnonzero(of_sshd & (batch.outcome == Outcome.SUCCESS))
+        if len(rows):
+            # Two that are told of in the same second are two; one line that is read again is one.
+            made = _packed(batch.time_ns[rows], batch.line[rows] & LOW)
+            self._remember("logins", batch.client_family[rows], batch.client.take(rows, axis=0), made)
+        rows = np.flatnonzero(of_sshd & np.isin(batch.outcome, FAILURES))
+        if not len(rows):
+            return
+        columns = np.column_stack((batch.client_family[rows].astype(np.uint64), batch.client[rows]))
+        sources, at = np.unique(columns, axis=0, return_inverse=True)
+        counts = np.bincount(at.reshape(-1), batch.count[rows]).astype(np.int64)
+        latest = np.zeros(len(sources), np.int64)
+        np.maximum.at(latest, at.reshape(-1), batch.time_ns[rows])
+        made = _packed(latest, np.clip(counts, 1, LOW))
+        self._remember("failures", sources[:, 0], sources[:, 1:], made, within=MINUTE_TICKS)
+
+    def _remember(self, what: str, family: Any, address: U64, made: U64, within: int = 0) -> None:
+        for of, (high, low), value in zip(family.tolist(), address.tolist(), made.tolist(), strict=True):
+            for memory, length in zip(self._memories[what], LENGTHS[of], strict=True):
+                memory.add((of, _number(of, high, low, length)), value, within)
+
+    def last_ns(self, source: str) -> int:
+        """When a connection of this source was last seen to stand, 0 where never."""
+        family, number, _ = _place(source)
+        return self._last.get((family, number), 0)
+
+    def seen(self, source: str) -> Seen:
+        """What is remembered of a source: an address, an IPv6 /64, or the network around it (/24, /48)."""
+        family, number, wide = _place(source)
+        made, logins, failures = (self._memories[name][wide].of((family, number)) for name in KEPT)
+        return Seen(
+            [(_time(v), v & LOW) for v in made],
+            [_time(v) for v in logins],
+            [(_time(v), v & LOW) for v in failures],
+        )
+
+    def save(self) -> dict[str, Any]:
+        return {
+            "last": _keys(self._last)
+            | {"times": np.fromiter(self._last.values(), np.int64, len(self._last))},
+            **{name: [memory.save() for memory in pair] for name, pair in self._memories.items()},
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Raises KeyError, TypeError, ValueError where the state is of another shape."""
+        last = state["last"]
+        self._last = OrderedDict(zip(_pairs(last), last["times"].tolist(), strict=True))
+        for name, pair in self._memories.items():
+            for memory, saved in zip(pair, state[name], strict=True):
+                memory.load(saved)
+
+
+class _Memory:
+    """The latest values of each key, in slots that the key silent longest gives up."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._clear()
+
+    def _clear(self) -> None:
+        self._slots: OrderedDict[tuple[int, int], int] = OrderedDict()
+        # Pages that are never touched take no memory.
+        self._values = np.zeros((self._capacity, MOST_REMEMBERED), np.uint64)
+
+    def add(self, key: tuple[int, int], value: int, within: int = 0) -> None:
+        """One more value, unless it is there or is older than all of so many.
+
+        `within`: ticks within which the newest value takes in the low bits of this one, as a count, instead.
+        """
+        slot = self._slots.get(key)
+        if slot is None:
+            slot = len(self._slots)
+            if slot >= self._capacity:
+                slot = self._slots.popitem(last=False)[1]
+                self._values[slot] = 0
+            self._slots[key] = slot
+        else:
+            self._slots.move_to_end(key)
+        known = self._values[slot].tolist()
+        if within:
+            newest = max(known)
+            if newest and (value >> LOW_BITS) < (newest >> LOW_BITS) + within:
+                count = min((newest & LOW) + (value & LOW), LOW)
+                self._values[slot, known.index(newest)] = newest & ~LOW | count
+                return
+        oldest = min(known)
+        if value > oldest and value not in known:
+            self._values[slot, known.index(oldest)] = value
+
+    def of(self, key: tuple[int, int]) -> list[int]:
+        slot = self._slots.get(key)
+        return [] if slot is None else [v for v in self._values[slot].tolist() if v]
+
+    def save(self) -> dict[str, Any]:
+        """Keys from the one silent longest, and of each only what there is."""
+        slots = np.fromiter(self._slots.values(), np.int64, len(self._slots))
+        values = self._values[slots]
+        present = values != 0
+        counts = present.sum(axis=1).astype(np.uint8)
+        return _keys(self._slots) | {"counts": counts, "values": values[present]}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        pairs, counts = _pairs(state), np.asarray(state["counts"], np.int64)
+        flat = np.asarray(state["values"], np.uint64)
+        if counts.shape != (len(pairs),) or counts.sum() != len(flat):
+            raise ValueError("what was remembered of handshakes is of another shape")
+        if len(counts) and counts.max() > MOST_REMEMBERED:
+            raise ValueError("more handshakes of a source were remembered than now are")
+        places = np.arange(MOST_REMEMBERED) < counts[:, None]
+        values = np.zeros(places.shape, np.uint64)
+        values[places] = flat
+        self._clear()
+        kept = pairs[-self._capacity :]
+        self._slots.update((pair, slot) for slot, pair in enumerate(kept))
+        self._values[: len(kept)] = values[-self._capacity :]
+
+
+def _keys(of: OrderedDict[tuple[int, int], int]) -> dict[str, Any]:
+    return {
+        "families": np.fromiter((k[0] for k in of), np.uint8, len(of)),
+        "numbers": np.fromiter((k[1] for k in of), np.uint64, len(of)),
+    }
+
+
+def _pairs(state: Mapping[str, Any]) -> list[tuple[int, int]]:
+    return list(zip(state["families"].tolist(), state["numbers"].tolist(), strict=True))
+
+
+def _place(source: str) -> tuple[int, int, int]:
+    """(family, number, 0 or 1): where a source stands, in the memory of what is judged or in that of what is around."""
+    address, _, length = source.partition("/")
+    family, high, low = address_columns(address)
+    lengths = LENGTHS.get(family, LENGTHS[4])
+    wide = int(length.isdecimal() and int(length) < lengths[0])
+    return family, _number(family, high, low, lengths[wide]), wide
+
+
+def _number(family: int, high: int, low: int, length: int) -> int:
+    """What names a network of that length; those of two lengths have the same in ::/16 alone, where nobody is."""
+    number = low >> (32 - length) if family == 4 else high >> (64 - length)
+    return number | (length << 56 if family == 4 else 0)
+
+
+def _packed(times: I64, ports: I64) -> U64:
+    ticks = np.clip(times, 0, None).astype(np.uint64) >> np.uint64(TICK_BITS)
+    packed: U64 = (ticks << np.uint64(LOW_BITS)) | ports.astype(np.uint64)
+    return packed
+
+
+def _time(value: int) -> int:
+    """The end of the unit that the time lay in: nothing is made older than it was."""
+    return ((value >> LOW_BITS) + 1) << TICK_BITS
