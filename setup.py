@@ -8,6 +8,7 @@ from setuptools.command.build_py import build_py
 
 HOT = {
     "gatewatch.detectors.sketches": "detectors/sketches.py",
+    "gatewatch.detectors.gateway.paths": "detectors/gateway/paths.py",
     "gatewatch.detectors.profiles_loop": "detectors/profiles_loop.py",
     "gatewatch.daemon.collectors.parsers.scan": "daemon/collectors/parsers/scan.py",
     "gatewatch.daemon.collectors.decode_layers": "daemon/collectors/decode_layers.py",

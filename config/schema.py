@@ -41,6 +41,7 @@ DetectorName = Literal[
     "compromise",
     "new_access",
     "impossible_travel",
+    "control_endpoint",
     "allowlist",
     "port_scan",
 ]

@@ -37,7 +37,8 @@ def join_keys(finding: Finding) -> JoinKeys:
     incident, and a /48 the /64 in it that is one. What is about an account (a `user` entity) is known by
     the account, and is found there by what else is about accounts alone: sources that guess the same popular
     name do not meet. Prompts for a second factor are also known by the source of the event that raised them, if
-    nobody has logged in from there. A login (a compromise, a new access) is known by user and source together.
+    nobody has logged in from there. A login (a compromise, a new access) is known by user and source together. Calls of
+    control endpoints by a key are known by the key.
     """
     match finding.kind:
         case "brute_force" | "password_spray":
@@ -52,6 +53,8 @@ def join_keys(finding: Finding) -> JoinKeys:
             return _both(f"site {finding.entity}")
         case "account_compromise":
             return _compromise(finding)
+        case "control_endpoint_access" if finding.entity_type == "user":
+            return _calls(finding)
         case "new_access" | "impossible_travel":
             logins = _logins(finding)
             prompts = [f"prompts {user}" for user in _accounts(finding)]
@@ -108,6 +111,15 @@ def _compromise(finding: Finding) -> JoinKeys:
     own = tuple(f"source {network_text(source)}" for source in _sources(finding))
     sought = (*_campaigns(finding), *sources, *logins, *accounts)
     return JoinKeys(tuple(dict.fromkeys(sought)), own + logins)
+
+
+def _calls(finding: Finding) -> JoinKeys:
+    """Calls by a key are known by it, and belong to a login by it from where the first of them came."""
+    own = f"calls {finding.entity}"
+    login = (
+        (f"login {finding.entity} {network_text(finding.trigger_source)}",) if finding.trigger_source else ()
+    )
+    return JoinKeys((own, *login), (own,))
 
 
 def _campaigns(finding: Finding) -> list[str]:

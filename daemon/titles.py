@@ -15,6 +15,7 @@ TITLES = {
     "new_access": "Login unlike earlier ones",
     "impossible_travel": "Impossible travel",
     "mfa_fatigue": "Second factor asked for again and again",
+    "control_endpoint_access": "Control endpoint of a model server requested",
     "off_allowlist_ingress": "Connection from outside the allow-list",
     "off_allowlist_egress": "Connection to an address off the allow-list",
     "port_scan": "Port scan",
@@ -36,6 +37,7 @@ TECHNIQUES = {
     "T1078.003": "Valid Accounts: Local Accounts",
     "T1078.004": "Valid Accounts: Cloud Accounts",
     "T1090": "Proxy",
+    "T1098": "Account Manipulation",
     "T1110": "Brute Force",
     "T1110.001": "Brute Force: Password Guessing",
     "T1110.002": "Brute Force: Password Cracking",
@@ -44,13 +46,17 @@ TECHNIQUES = {
     "T1111": "Multi-Factor Authentication Interception",
     "T1133": "External Remote Services",
     "T1190": "Exploit Public-Facing Application",
+    "T1499": "Endpoint Denial of Service",
     "T1556": "Modify Authentication Process",
     "T1571": "Non-Standard Port",
     "T1595": "Active Scanning",
     "T1595.001": "Active Scanning: Scanning IP Blocks",
     "T1621": "Multi-Factor Authentication Request Generation",
+    "AML.T0018": "Manipulate AI Model",
+    "AML.T0029": "Denial of AI Service",
+    "AML.T0049": "Exploit Public-Facing Application",
 }
-"""Names of MITRE ATT&CK techniques (Enterprise, version 15)."""
+"""Names of MITRE ATT&CK techniques (Enterprise, version 15), and of ATLAS (`AML.`, data version 5.6.0)."""
 
 
 def technique(name: str) -> str:
@@ -67,6 +73,8 @@ def title(lead: Finding, sources: Sequence[str], users: Sequence[str], targets: 
         parts[0] += f": {listed(users)}"
     elif users and lead.kind in OF_A_USER:
         parts.append(f"{'for' if lead.kind == 'mfa_fatigue' else 'of'} {listed(users)}")
+    elif lead.kind == "control_endpoint_access" and lead.entity_type == "user":
+        parts.append(f"by {listed(users)}")
     elif lead.kind == "credential_stuffing":
         many = _count(figures.get("distinct_users"), len(users))
         if many:

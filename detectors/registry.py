@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ..daemon.events import AuthBatch, Direction, FlowBatch
+from ..daemon.events import I64, AuthBatch, Direction, FlowBatch
 from .campaigns import Followed
 from .finding import Finding
+from .gateway.control_endpoint import ControlEndpointAccess
 from .login.attempts import AttemptStage
 from .login.brute_force import BruteForce
 from .login.compromise import Compromise
@@ -47,7 +48,12 @@ JUDGING_DETECTORS: dict[str, Callable[..., Any]] = {
     "impossible_travel": ImpossibleTravel,
 }
 """Those that judge logins by what the others follow: `update(attempts, convictions)`."""
-AUTH_DETECTORS = SOURCE_DETECTORS | SITE_DETECTORS | JUDGING_DETECTORS
+REQUEST_DETECTORS: dict[str, Callable[..., Any]] = {
+    "control_endpoint": ControlEndpointAccess,
+}
+"""Those that look at requests of an access log, whatever came of them: `find(batch)` picks rows, `judge(picked,
+credit)` says what they come to."""
+AUTH_DETECTORS = SOURCE_DETECTORS | SITE_DETECTORS | JUDGING_DETECTORS | REQUEST_DETECTORS
 FLOW_DETECTORS: dict[str, Callable[..., Any]] = {
     "port_scan": PortScan,
 }
@@ -62,13 +68,17 @@ def _make(detectors: Mapping[str, Callable[..., Any]], options: Options, **site:
     made = {}
     for name, factory in detectors.items():
         given = options.get(name, {})
-        known = [name for name in signature(factory).parameters if name not in site]
+        parameters = signature(factory).parameters
+        known = [name for name in parameters if name not in site]
         for key, value in given.items():
             if key not in known:
                 raise ValueError(f"{name}.{key}: no such option; known are {', '.join(known)}")
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if key in getattr(factory, "texts", ()):
+                if not isinstance(value, list | tuple) or not all(isinstance(text, str) for text in value):
+                    raise ValueError(f"{name}.{key}: {value!r} is no list of texts")
+            elif not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name}.{key}: {value!r} is no whole number above 0")
-        made[name] = factory(**site, **given)
+        made[name] = factory(**{key: known for key, known in site.items() if key in parameters}, **given)
     return made
 
 
@@ -76,16 +86,20 @@ class LoginDetection:
     """All login detectors over one stage that turns lines into attempts."""
 
     def __init__(self, options: Options, hash_key: bytes, geography: Locator | None = None) -> None:
-        self._detectors = _make(AUTH_DETECTORS, options)
+        self._detectors = _make(AUTH_DETECTORS, options, hash_key=hash_key)
         self._stage = AttemptStage(hash_key, geography=geography)
 
     def update(self, batch: AuthBatch) -> list[Finding]:
         """Findings new or grown, in the order of the events that raised them."""
-        attempts = self._stage.update(batch)
-        if not len(attempts.row):
-            return []
-        convictions: dict[str, Followed] = {}
+        picked = {name: self._detectors[name].find(batch) for name in REQUEST_DETECTORS}
+        asked = np.concatenate([rows.row for rows in picked.values()])
+        attempts = self._stage.update(batch, asked)
         found: list[Finding] = []
+        for (name, rows), credit in zip(picked.items(), _parts(attempts.asked_credit, picked), strict=True):
+            found += self._detectors[name].judge(rows, credit)
+        if not len(attempts.row):
+            return _in_order(found)
+        convictions: dict[str, Followed] = {}
         for name in SOURCE_DETECTORS:
             convictions[name], raised = self._detectors[name].follow(attempts)
             found += raised
@@ -108,6 +122,8 @@ class LoginDetection:
             found += said
         for name in JUDGING_DETECTORS:
             found += self._detectors[name].standing(convicted)
+        for name in REQUEST_DETECTORS:
+            found += self._detectors[name].standing(family, high, low)
         return found
 
     def save(self) -> dict[str, Any]:
@@ -152,6 +168,12 @@ class NetworkDetection:
     def load(self, state: dict[str, Any]) -> None:
         """Raises ValueError where the state is of detectors with other options."""
         _load(self._detectors, state)
+
+
+def _parts(credit: I64, picked: Mapping[str, Any]) -> list[I64]:
+    """The credit of the rows of each detector."""
+    ends = np.cumsum([len(rows.row) for rows in picked.values()])
+    return np.split(credit, ends[:-1])
 
 
 def _saved(detectors: Mapping[str, Any]) -> dict[str, Any]:

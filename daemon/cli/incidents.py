@@ -33,6 +33,8 @@ NEXT = {
     "mfa_fatigue": "somebody has this user's password: have it changed, and ask the user whether a prompt was "
     "accepted",
     "account_compromise": "lock the user, end its sessions, and look at what it did since that login",
+    "control_endpoint_access": "let the gateway refuse that path to clients, see what the server was made to do, and "
+    "take the key away from whoever has it now; who may belongs in detectors.control_endpoint",
     "off_allowlist_ingress": "close the port to it, or add it to allowlist.ingress if it belongs there",
     "off_allowlist_egress": "find the process that connects; or add it to allowlist.egress if it belongs there",
     "port_scan": "see whether the targets that answered should be reachable from there",

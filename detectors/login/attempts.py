@@ -28,6 +28,7 @@ _PARTS_OF_SSHD = frozenset(("pam_duo", "login_duo"))
 _NOBODY = (b"id user ", b"al user ")
 """What stands before a name that sshd calls invalid (or, of old, illegal), and no other."""
 _ADDRESS = Struct("=2Q")
+_NONE: I64 = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ class Attempts:
     nameless: Bool
     place: I64  # [n, 4] of a success: latitude and longitude packed, accuracy (km), network, family; else 0
     recalled: Recalled  # the rest of what was usual
+    asked_credit: I64  # [rows that `update` was asked of] as `credit`, of each one's source before it
 
     def with_convicted(self, convicted: Bool) -> Attempts:
         """The same once the detectors of single sources have spoken: with those left whom nobody knows.
@@ -170,7 +172,8 @@ class AttemptStage:
         self._sessions = Sessions(sessions)
         self._history = History(pairs, tolerance)
 
-    def update(self, batch: AuthBatch) -> Attempts:
+    def update(self, batch: AuthBatch, asked: I64 = _NONE) -> Attempts:
+        """`asked`: rows of which, whether attempts or not, it is to be said who had logged in from their source."""
         said = (batch.outcome >= Outcome.SUCCESS) & (batch.outcome <= Outcome.DISCONNECT)
         said |= batch.outcome == Outcome.FACTOR_DENIED
         row = np.flatnonzero(said)
@@ -197,9 +200,11 @@ class AttemptStage:
         source = self._networks.keys(client, family)
         pair = np.where(user == 0, np.uint64(0), join_keys(source, user))
         # A request that names nobody may only have waited to be asked who it is from.
-        asked = (batch.status[row] != 0) & (success | (user == 0))
-        nameless = np.where(asked, source, np.uint64(0))
-        history = self._history.update(pair, nameless, source, time_ns, failures, success.view(np.uint8))
+        waits = (batch.status[row] != 0) & (success | (user == 0))
+        nameless = np.where(waits, source, np.uint64(0))
+        history, asked_credit = self._recall(
+            batch, asked, row, pair, nameless, source, time_ns, failures, success
+        )
         weight, pending, first_success_ns, credit = np.ascontiguousarray(history.T)
         exists = success | ~_absent(batch, row)
         by_key = (batch.outcome[row] == Outcome.DISCONNECT) & exists
@@ -275,7 +280,32 @@ class AttemptStage:
             system=system,
             place=place,
             recalled=recalled,
+            asked_credit=asked_credit,
         )
+
+    def _recall(
+        self, batch: AuthBatch, asked: I64, row: I64, pair: U64, nameless: U64, source: U64, time_ns: I64,
+        failures: I64, success: Bool,
+    ) -> tuple[I64, I64]:  # fmt: skip
+        """What `History` says of the attempts, and the credit of the source of each row that is `asked` of."""
+        if not len(asked):
+            told = self._history.update(pair, nameless, source, time_ns, failures, success.view(np.uint8))
+            return told, np.zeros(0, np.int64)
+        # A row without a user that weighs nothing changes nothing, and is told what holds when it comes.
+        order = np.argsort(np.concatenate((asked, row)), kind="stable")
+        of = self._networks.keys(batch.client.take(asked, axis=0), batch.client_family[asked])
+        times = np.clip(batch.time_ns[asked], _EARLIEST_NS, _LATEST_NS)
+        no = np.zeros(len(asked), np.uint64)
+
+        def merged(one: Any, other: Any) -> Any:
+            return np.concatenate((other.astype(one.dtype), one))[order]
+
+        said: I64 = np.empty((len(order), 4), np.int64)
+        said[order] = self._history.update(
+            merged(pair, no), merged(nameless, no), merged(source, of), merged(time_ns, times),
+            merged(failures, no), merged(success.view(np.uint8), no),
+        )  # fmt: skip
+        return said[len(asked) :], said[: len(asked), 3]
 
     def standing(self, family: int, high: int, low: int, now_ns: int) -> tuple[U64, int, list[Standing]]:
         """Of one address: the key of its source, its users of credit, and what they mean. Changes nothing."""
