@@ -16,7 +16,7 @@ import socket
 import stat
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 Address = IPv4Address | IPv6Address
@@ -109,9 +109,10 @@ class DenyList:
         entry = self._tables.restricted.get(endpoint)
         return entry[1] if entry is not None and _lasts(entry[0]) else None
 
-    def entries(self) -> Iterator[tuple[str, str, int]]:
-        """Each entry in force: kind, name, and when it ends (nanoseconds of CLOCK_BOOTTIME; 0 = not by itself)."""
-        yield from [entry for entry in self._tables.entries() if _lasts(entry[2])]
+    def entries(self, kinds: Collection[str] = KINDS) -> Iterator[tuple[str, str, int]]:
+        """Each entry of these kinds in force: kind, name, and when it ends (nanoseconds of CLOCK_BOOTTIME; 0 = not
+        by itself)."""
+        yield from [entry for entry in self._tables.entries(kinds) if _lasts(entry[2])]
 
     def fileno(self) -> int:
         """A descriptor that becomes readable when something happens in the file's folder, until `refresh`.
@@ -257,19 +258,19 @@ class _Tables:
         else:
             raise ValueError(f"unknown kind {kind!r:.40}")
 
-    def entries(self) -> Iterator[tuple[str, str, int]]:
-        for kind, names in self.users.items():
-            for name, ends in names.items():
+    def entries(self, kinds: Collection[str]) -> Iterator[tuple[str, str, int]]:
+        for kind in (kind for kind in self.users if kind in kinds):
+            for name, ends in self.users[kind].items():
                 yield kind, name, ends
-        for version, lengths in self.networks.items():
+        for version, lengths in self.networks.items() if "address" in kinds else ():
             of, bits = (IPv4Network, 32) if version == 4 else (IPv6Network, 128)
             for shift, networks in lengths.items():
                 for value, ends in networks.items():
                     network = of((value << shift, bits - shift))
                     yield "address", str(network if shift else network.network_address), ends
-        for name, ends in self.killed.items():
+        for name, ends in self.killed.items() if "killed" in kinds else ():
             yield "killed", name, ends
-        for name, (ends, _) in self.restricted.items():
+        for name, (ends, _) in self.restricted.items() if "restricted" in kinds else ():
             yield "restricted", name, ends
 
 
