@@ -69,6 +69,7 @@ def examine(config: Config, *, socket: Path, file: Path | None = None) -> Iterat
         lambda: _commands(config),
         lambda: _playbooks(config),
         lambda: _enforcer(config, socket),
+        lambda: _accounts(config),
     )
     for check in checks:
         try:
@@ -412,3 +413,13 @@ def _enforcer(config: Config, socket: Path) -> Iterator[Check]:
         yield Check("enforcer", "ok", f"answers at {socket}")
     finally:
         enforcer.close()
+
+
+def _accounts(config: Config) -> Iterator[Check]:
+    from .doctor_accounts import account_checks
+    from .enforcer.accounts import FILE
+    from .enforcer.rails import load
+
+    if Path(config.rails).exists():
+        wanted = getattr(load(config.rails), "accounts_helper", False)
+        yield from account_checks(config.state_folder() / "run" / "accounts.json", FILE, wanted=wanted)

@@ -47,6 +47,7 @@ from .supervisor import (
     make_folder,
     may_write,
     notify_systemd,
+    start_accounts_helper,
     start_cut_helper,
     start_enforcer,
     start_exec_helper,
@@ -245,6 +246,9 @@ class Service:
             if self._plan.rails is not None and self._plan.rails.cut_helper and not self._answers("cut.sock"):
                 helper = partial(start_cut_helper, self._state, Path(self._config.rails))
                 self._supervisor.add("cut helper", helper)
+            if getattr(self._plan.rails, "accounts_helper", False):
+                helper = partial(start_accounts_helper, self._state, Path(self._config.rails))
+                self._supervisor.add("accounts helper", helper)
         self._start_commands()
         self._supervisor.add("analyser", self._start_analyser)
         self._supervisor.add("shipper", self._start_shipper)

@@ -329,6 +329,12 @@ def start_exec_helper(state: Path, rails: Path, analyser: Identity, own: Identit
     return _start_module("gatewatch.daemon.commands", words)
 
 
+def start_accounts_helper(state: Path, rails: Path) -> int:
+    """The helper that keeps denied Unix accounts out; returns its process id."""
+    words = ["--state", str(state), "--rails", str(rails)]
+    return _start_module("gatewatch.daemon.enforcer.accounts", words)
+
+
 def _start_module(module: str, words: list[str]) -> int:
     def unblock() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
