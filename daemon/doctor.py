@@ -421,5 +421,5 @@ def _accounts(config: Config) -> Iterator[Check]:
     from .enforcer.rails import load
 
     if Path(config.rails).exists():
-        wanted = getattr(load(config.rails), "accounts_helper", False)
+        wanted = load(config.rails).accounts_helper
         yield from account_checks(config.state_folder() / "run" / "accounts.json", FILE, wanted=wanted)

@@ -246,7 +246,7 @@ class Service:
             if self._plan.rails is not None and self._plan.rails.cut_helper and not self._answers("cut.sock"):
                 helper = partial(start_cut_helper, self._state, Path(self._config.rails))
                 self._supervisor.add("cut helper", helper)
-            if getattr(self._plan.rails, "accounts_helper", False):
+            if self._plan.rails is not None and self._plan.rails.accounts_helper:
                 helper = partial(start_accounts_helper, self._state, Path(self._config.rails))
                 self._supervisor.add("accounts helper", helper)
         self._start_commands()

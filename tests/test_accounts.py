@@ -18,11 +18,11 @@ import pytest
 from gatewatch.daemon.enforcer import accounts, pamstack, sessions
 from gatewatch.daemon.enforcer.accounts import Accounts, Places
 from gatewatch.daemon.enforcer.pamstack import missing, rule, summary, uses_pam
-from gatewatch.daemon.enforcer.rails import Rails
 from gatewatch.daemon.enforcer.sessions import NOBODY, Account, Look, Process, of_account
+from gatewatch.daemon.errors import ConfigError
 from lab.denied import DeniedFile
 from lab.hosts import program
-from lab.lab import wait_for
+from lab.lab import read, wait_for
 
 FIRST_UID = 1000
 PEOPLE = {"root": 0, "daemon": 1, "alice": 2001, "bob": 2002, "carol": 2003, "carol-too": 2003, "dave": 2004}
@@ -59,8 +59,7 @@ class Site:
         self.helper = Accounts(self.places, self.said.append)
 
     def rails(self, more: str = "") -> None:
-        helper = "accounts_helper = true" if "accounts_helper" in Rails._fields else ""
-        (self.folder / "rails.toml").write_text(f'management = ["192.0.2.0/24"]\n{helper}\n{more}\n')
+        (self.folder / "rails.toml").write_text(f"accounts_helper = true\n{more}\n")
 
     def restart(self) -> None:
         self.helper.denied.close()
@@ -70,7 +69,7 @@ class Site:
         return self.file.read_text().splitlines()
 
     def status(self) -> dict[str, Any]:
-        return dict(json.loads(self.status_file.read_text()))
+        return dict(json.loads(read(self.status_file) or "{}"))
 
 
 @pytest.fixture
@@ -123,20 +122,8 @@ def test_a_block_that_ends_by_itself_ends_in_the_file_and_the_helper_wakes_for_i
     wait_for("the end of the block", lambda: site.helper.step() >= 0 and site.names() == [])
 
 
-def test_uid_0_system_accounts_and_those_of_the_rails_are_never_denied(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    load = accounts.rails_file.load
-
-    class Never:
-        def __init__(self, rails: Any) -> None:
-            self.rails = rails
-            self.never_block_users = (("account", "dave"), ("any", "carol-too"), ("key", "bob"))
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self.rails, name)
-
-    monkeypatch.setattr(accounts.rails_file, "load", lambda path: Never(load(path)))
+def test_uid_0_system_accounts_and_those_of_the_rails_are_never_denied(site: Site) -> None:
+    site.rails('never_block_users = ["account:dave", "carol-too", "key:bob"]')
     for name in ("root", "daemon", "carol", "dave", "bob"):
         site.list.add("account", name)
     site.helper.step()
@@ -164,6 +151,25 @@ def test_the_last_account_that_can_become_root_is_not_denied_and_the_first_stays
     site.list.remove("account", "bob")
     site.helper.step()
     assert site.names() == ["alice"]
+
+
+def test_where_it_cannot_be_told_who_can_become_root_everybody_stays_as_they_are(site: Site) -> None:
+    site.list.add("account", "dave")
+    site.helper.step()
+    (site.folder / "group").rename(site.folder / "group.gone")
+    site.list.add("account", "carol")
+    site.helper.step()
+    assert site.names() == ["dave"]
+    (site.folder / "group.gone").rename(site.folder / "group")
+    site.list.add("account", "bob")
+    site.helper.step()
+    assert site.names() == ["bob", "carol", "dave"]
+
+
+def test_rails_that_do_not_want_the_helper_are_named(site: Site) -> None:
+    (site.folder / "rails.toml").write_text("")
+    with pytest.raises(ConfigError, match="do not want the accounts helper"):
+        site.helper.load_rails()
 
 
 def test_a_name_that_is_no_account_here_is_said_only_where_an_account_was_meant(site: Site) -> None:

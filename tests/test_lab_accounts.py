@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gatewatch.daemon.enforcer.rails import Rails
 from lab.denied import DeniedFile
 from lab.hosts import program
 from lab.lab import Session, unmet, wait_for
@@ -36,8 +35,7 @@ class Helper:
         self.host = host
         self.state = host.folder / "gatewatch"
         self.rails = self.state / "rails.toml"
-        wanted = "accounts_helper = true\n" if "accounts_helper" in Rails._fields else ""
-        self.rails.write_text('management = ["192.0.2.128/26"]\n' + wanted)
+        self.rails.write_text('management = ["192.0.2.128/26"]\naccounts_helper = true\n')
         self.list = DeniedFile(self.state / "run" / "denied")
         self.said = host.folder / "helper.out"
         self.pid = 0

@@ -24,8 +24,8 @@ from ..denied import DenyList
 from ..errors import ConfigError, GatewatchError, PrivilegeError
 from . import pamstack, sessions
 from . import rails as rails_file
-from .admins import admins, would_lock_out
 from .client import plain
+from .kernel.accounts import GROUP, PASSWD, administrators
 from .rails import Rails
 from .sessions import Account
 
@@ -47,8 +47,8 @@ class Places(NamedTuple):
     status: str
     rails: str
     file: str = FILE
-    passwd: str = "/etc/passwd"
-    group: str = "/etc/group"
+    passwd: str = PASSWD
+    group: str = GROUP
     login_defs: str = "/etc/login.defs"
     pam: str = pamstack.FOLDER
     sshd: str = pamstack.SSHD
@@ -77,7 +77,7 @@ class Accounts:
     def load_rails(self) -> None:
         """Raises ConfigError where they are wrong, or do not want this helper."""
         rails = rails_file.load(self.places.rails)
-        if not getattr(rails, "accounts_helper", True):
+        if not rails.accounts_helper:
             raise ConfigError(
                 f"rails {rails.path} do not want the accounts helper",
                 remedy="accounts_helper = true there; docs/accounts.md says what else it needs",
@@ -125,7 +125,12 @@ class Accounts:
         else:
             self._notice("rails", "")
         former = self._names if self._names is not None else _names_in(self.places.file)
-        names, refused = self._judge(wanted, former)
+        try:
+            names, refused = self._judge(wanted, former)
+        except OSError as error:
+            self._notice("administrators", f"{error.filename}: {error.strerror}; who is denied stays so")
+            return
+        self._notice("administrators", "")
         try:
             _write(self.places.file, "".join(f"{name}\n" for name in sorted(names)))
         except OSError as error:
@@ -151,18 +156,21 @@ class Accounts:
     def _judge(
         self, wanted: Mapping[str, tuple[int, bool]], former: Collection[str]
     ) -> tuple[list[str], dict[str, str]]:
-        """Whom of `wanted` to deny, and why the others not. Who is denied already stays so before another is."""
+        """Whom of `wanted` to deny, and why the others not. Who is denied already stays so before another is.
+
+        Raises OSError where it cannot be told who can become root.
+        """
         names: list[str] = []
         refused: dict[str, str] = {}
         every = pwd.getpwall() if wanted else []
-        can_become_root = admins(self.places.group, self.places.passwd, (self._rails.operators,))
+        can_become_root = administrators(self._rails.operators, self.places.passwd, self.places.group)
         for name in sorted(wanted, key=lambda name: name not in former):
             account = _account(name)
             if account is None:
                 why = "there is no such account here" if wanted[name][1] else None
             else:
                 why = self._protection(account, every)
-                if not why and would_lock_out(name, names, can_become_root):
+                if not why and name in can_become_root and not can_become_root - {*names, name}:
                     why = "it is the last account that can become root (last_admin)"
                 if not why and len(names) >= MOST_NAMES:
                     why = f"{MOST_NAMES} are denied already"
@@ -177,9 +185,7 @@ class Accounts:
         name = account.name
         if account.uid == 0:
             return "it is uid 0"
-        never = {
-            whom for kind, whom in getattr(self._rails, "never_block_users", ()) if kind in ("account", "any")
-        }
+        never = {whom for kind, whom in self._rails.never_block_users if kind in ("account", "any")}
         for other in (name, *(entry.pw_name for entry in every if entry.pw_uid == account.uid)):
             if other in never:
                 return "the rails never block it" if other == name else f"it shares its uid with {other}"
