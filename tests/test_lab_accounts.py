@@ -42,7 +42,7 @@ class Helper:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "gatewatch.daemon.enforcer.accounts"]
-        command += ["--state", str(self.state), "--rails", str(self.rails), "--file", str(self.host.file)]
+        command += ["--state", str(self.state), "--rails", str(self.rails)]
         with open(self.said, "ab") as said:
             self.host.popen(command, stdout=said, stderr=said)
         self.pid = wait_for("the helper", self._find)
@@ -261,3 +261,40 @@ def test_a_signal_ends_the_helper_in_good_order(helper: Helper) -> None:
     wait_for("its end", lambda: not helper._find())
     assert helper.host.file.read_text() == "alice\n"
     assert "Traceback" not in helper.said.read_text()
+
+
+GATEWATCH = [sys.executable, "-c", "import sys; from gatewatch.daemon.cli import main; sys.exit(main())"]
+
+
+def gatewatch(host: LoginHost, *words: str, fails: bool = False) -> str:
+    """What a command of `gatewatch` on the host says."""
+    done = host.run([*GATEWATCH, *words, "--state", str(host.folder / "gatewatch")], check=False)
+    assert (done.returncode != 0) == fails, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_blocking_a_user_by_command_keeps_the_account_out_until_it_is_unblocked(host: LoginHost) -> None:
+    folder = host.folder / "own-etc" / "gatewatch"
+    (folder / "rails.toml").write_text(
+        'management = ["192.0.2.128/26"]\naccounts_helper = true\nnever_block_users = ["operator"]\n'
+    )
+    (folder / "gatewatch.yaml").write_text(
+        "mode: enforce\ncollectors:\n  journal: {enabled: false}\n  packets: {enabled: false}\n  logs: []\n"
+    )
+    host.popen([*GATEWATCH, "run", "--state", str(host.folder / "gatewatch")])
+    wait_for("the file", host.file.exists, LIMIT_S)
+    alice, bob = session(host, "alice"), session(host, "bob")
+    gatewatch(host, "block", "user", "account:alice", "--ttl", "1h", "--reason", "stolen")
+    assert alice.process.wait(LIMIT_S) != 0
+    assert in_by_both(host, "alice") == (False, False)
+    bob.say("still here")
+    said = gatewatch(host, "block", "user", "account:operator", "--reason", "no", fails=True)
+    assert "never blocked" in said
+    gatewatch(host, "block", "user", "bob", "--ttl", "3s", "--reason", "any kind")
+    assert bob.process.wait(LIMIT_S) != 0
+    wait_for("the end of the time", lambda: host.file.read_text() == "alice\n", LIMIT_S)
+    assert in_by_both(host, "bob") == (True, True)
+    gatewatch(host, "unblock", "user", "account:alice", "--reason", "new password")
+    wait_for("the end of the block", lambda: host.file.read_text() == "", LIMIT_S)
+    assert in_by_both(host, "alice") == (True, True)
+    assert "PAM of login" in gatewatch(host, "doctor", fails=True), "only sshd has the lines here"

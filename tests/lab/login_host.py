@@ -15,11 +15,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from gatewatch.daemon.enforcer.accounts import FILE
 from gatewatch.daemon.enforcer.pamstack import rule
 
 from .hosts import program
 from .lab import Text, read, wait_for
-from .services import MOUNTS, PAM_SSHD, SSHD, write_accounts
+from .services import MOUNTS, OWN_ETC, PAM_SSHD, SSHD, write_accounts
 
 MASTER = ["-o", "ControlMaster=auto", "-o", "ControlPersist=yes"]
 OPTIONS = (
@@ -34,7 +35,7 @@ OPTIONS = (
 class LoginHost:
     """`with LoginHost() as host:` builds it; all of its processes end with it.
 
-    `file` is the one of the denied accounts, which PAM asks; `log` is what sshd says.
+    `file` is the one of the denied accounts, which PAM asks, as it is seen from outside; `log` is what sshd says.
     """
 
     def __init__(self) -> None:
@@ -76,13 +77,12 @@ class LoginHost:
         (self.folder / "log").mkdir()
         gatewatch = self.folder / "gatewatch"
         (gatewatch / "run").mkdir(parents=True)
-        (gatewatch / "etc").mkdir()
-        self.file = gatewatch / "etc" / "denied-accounts"
+        self.file = self.folder / "own-etc" / Path(FILE).relative_to("/etc")
         self.log = self.folder / "sshd.log"
         write_accounts(self.folder)
         for name in ("alice", "bob", "operator"):
             self._authorise(name)
-        lines = [rule(stack, str(self.file)) for stack in ("auth", "account")]
+        lines = [rule(stack, FILE) for stack in ("auth", "account")]
         (self.folder / "etc" / "pam-sshd").write_text("\n".join([*lines, PAM_SSHD]))
         (self.folder / "sshd_config").write_text(SSHD.format(folder=self.folder) + "MaxStartups 100\n")
         self._hold()
@@ -107,7 +107,8 @@ class LoginHost:
 
     def _hold(self) -> None:
         flags = ["--mount", "--uts", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
-        words = ["unshare", *flags, "--propagation", "private", "sh", "-c", MOUNTS.format(folder=self.folder)]
+        script = (OWN_ETC + MOUNTS).format(folder=self.folder)
+        words = ["unshare", *flags, "--propagation", "private", "sh", "-c", script]
         self._holder = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
         )

@@ -134,6 +134,15 @@ http {{
 }}
 """
 
+# A copy of /etc in its place, before MOUNTS: for what has to make files there, such as /etc/gatewatch/denied-accounts.
+OWN_ETC = """\
+set -e
+mkdir {folder}/own-etc
+cp -a /etc/. {folder}/own-etc
+mkdir -p -m 755 {folder}/own-etc/gatewatch
+mount --bind {folder}/own-etc /etc
+"""
+
 # The gateway's own mount namespace: private accounts, /dev/log, /run and /var/log. Nothing of the machine's is
 # changed, and the folder's log/ is /var/log there, so that whoever built the lab can read it from outside.
 MOUNTS = """\
