@@ -263,7 +263,10 @@ def main(arguments: list[str]) -> int:
         _say(str(error))
         return error.exit_code
     except OSError as error:
-        _say(f"{error.filename or 'inotify'}: {error.strerror}")
+        where = error.filename or f"the folder of {places.denied}"
+        _say(
+            f"{where}: {error.strerror}; the folders of the list and of the file have to be there, root's own"
+        )
         return 1
 
 
