@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from .doctor import Check
+from .doctor import Check, State
 from .enforcer import pamstack
 
 MOST_SHOWN = 5
@@ -26,7 +26,8 @@ def account_checks(
         if problems:
             lines = " and ".join(pamstack.rule(stack, file) for stack in pamstack.STACKS)
             remedy = f"at the top of {pam}/{service}: {lines}"
-            yield Check(f"PAM of {service}", "fail", "; ".join(problems), remedy)
+            state: State = "fail" if service == "sshd" else "warn"  # the console may be the last way in
+            yield Check(f"PAM of {service}", state, "; ".join(problems), remedy)
         else:
             yield Check(f"PAM of {service}", "ok", f"asks {file}")
     if "sshd" in there and pamstack.uses_pam(sshd) is False:

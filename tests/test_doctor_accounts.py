@@ -55,6 +55,11 @@ def test_a_stack_that_does_not_ask_is_a_failure_with_the_line_to_add(site: Site)
     assert rule("account", str(site.file)) in check.remedy
 
 
+def test_a_console_that_does_not_ask_is_a_warning_as_it_may_be_the_last_way_in(site: Site) -> None:
+    (site.folder / "login").write_text("auth required pam_unix.so\n")
+    assert site.checks()["PAM of login"].state == "warn"
+
+
 def test_sshd_without_pam_is_a_failure(site: Site) -> None:
     (site.folder / "sshd_config").write_text("")
     assert site.checks()["sshd"].state == "fail"

@@ -24,8 +24,8 @@ from ..denied import DenyList
 from ..errors import ConfigError, GatewatchError, PrivilegeError
 from . import pamstack, sessions
 from . import rails as rails_file
+from .admins import admins
 from .client import plain
-from .kernel.accounts import GROUP, PASSWD, administrators
 from .rails import Rails
 from .sessions import Account
 
@@ -47,8 +47,8 @@ class Places(NamedTuple):
     status: str
     rails: str
     file: str = FILE
-    passwd: str = PASSWD
-    group: str = GROUP
+    passwd: str = "/etc/passwd"
+    group: str = "/etc/group"
     login_defs: str = "/etc/login.defs"
     pam: str = pamstack.FOLDER
     sshd: str = pamstack.SSHD
@@ -163,7 +163,7 @@ class Accounts:
         names: list[str] = []
         refused: dict[str, str] = {}
         every = pwd.getpwall() if wanted else []
-        can_become_root = administrators(self._rails.operators, self.places.passwd, self.places.group)
+        can_become_root = admins(self.places.group, self.places.passwd, (self._rails.operators,))
         for name in sorted(wanted, key=lambda name: name not in former):
             account = _account(name)
             if account is None:
@@ -263,7 +263,10 @@ def main(arguments: list[str]) -> int:
         _say(str(error))
         return error.exit_code
     except OSError as error:
-        _say(f"{error.filename or 'inotify'}: {error.strerror}")
+        where = error.filename or f"the folder of {places.denied}"
+        _say(
+            f"{where}: {error.strerror}; the folders of the list and of the file have to be there, root's own"
+        )
         return 1
 
 

@@ -117,8 +117,13 @@ class Users:
         if not is_name(name):
             return Refusal("a name of printable characters is wanted", "user")
         forbidden = user_refusal(kind, name, ttl_s, self._rails)
-        if forbidden is None and kind in ("account", ANY) and self._is_last(name):
-            return Refusal(f"{name} is the last account left that can become root", "last_admin")
+        if forbidden is None and kind in ("account", ANY):
+            try:
+                if self._is_last(name):
+                    return Refusal(f"{name} is the last account left that can become root", "last_admin")
+            except OSError as error:
+                why = f"who can become root cannot be told ({error.filename}: {error.strerror})"
+                return Refusal(why, "last_admin")
         return forbidden
 
     def _is_last(self, name: str) -> bool:
