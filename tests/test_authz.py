@@ -309,3 +309,23 @@ def test_it_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_command_reads_a_key_from_its_input_and_prints_its_id(tmp_path: Path) -> None:
+    (tmp_path / "authz").mkdir()
+    make_secret(tmp_path / "authz" / "key", None, None)
+
+    def run(given: bytes, *words: str) -> subprocess.CompletedProcess[bytes]:
+        code = "import sys; from gatewatch.daemon.cli import main; sys.exit(main())"
+        command = [sys.executable, "-c", code, "authz", "key-id", "--state", str(tmp_path), *words]
+        return subprocess.run(command, input=given, capture_output=True, timeout=60)
+
+    wanted = key_id(read_secret(tmp_path / "authz" / "key"), b"sk-1")
+    assert run(b"sk-1\n").stdout.decode() == f"{wanted}\n"
+    assert json.loads(run(b" sk-1", "--json").stdout) == {"key_id": wanted, "user": f"key:{wanted}"}
+    for given in (b"", b"\n", b"a\nb\n", b"x" * 70_000):
+        assert run(given).returncode == 2
+    assert run(b"", "sk-1").returncode == 2  # never from the arguments
+    (tmp_path / "authz" / "key").unlink()
+    missing = run(b"sk-1")
+    assert missing.returncode == 2 and b"authz.listen" in missing.stderr

@@ -85,7 +85,7 @@ def _prepare(arguments: list[str]) -> Options:
     if not sockets:
         raise UsageError("--listen or --socket: one at least is wanted")
     secret = read_secret(given.key_file)
-    if os.geteuid() == 0:
+    if os.geteuid() == 0 and os.getpriority(os.PRIO_PROCESS, 0) > _PRIORITY:
         os.setpriority(os.PRIO_PROCESS, 0, _PRIORITY)
     limits = Limits(connections=given.connections)
     _allow_descriptors(limits.connections + _SPARE_DESCRIPTORS)

@@ -168,7 +168,7 @@ class Connection(asyncio.BufferedProtocol):
         return self._endpoint.view
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._parser is None or self._transport is None or self._closes:
+        if self._parser is None or self._transport is None or self._transport.is_closing():
             return
         self._bytes += nbytes
         try:

@@ -150,7 +150,7 @@ def as_text(found: dict[str, Any]) -> list[str]:
             lines.append(f"  sink     {sink}: {said}{f'; {problem}' if problem else ''}")
     counts = ", ".join(f"{n} {p}" for p, n in found["incidents"].items()) or "none"
     lines.append(f"incidents  open: {counts}")
-    return lines + _authorisation(found["authz"]) + _response(found["enforcer"], found["response"])
+    return lines + _authorisation(found.get("authz")) + _response(found["enforcer"], found["response"])
 
 
 def _authorisation(authz: dict[str, Any] | None) -> list[str]:
