@@ -1,13 +1,15 @@
 """Which sources completed handshakes with us lately, and logged in: what corroboration asks.
 
-Memory is bounded: of so many sources the latest few of each, in arrays; the source that was silent longest makes
+Memory is bounded: of so many sources the latest few of each; the source that was silent longest makes
 room. A connection counts once, however often its flow is told of.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -98,9 +100,11 @@ class Handshakes:
         self._remember("failures", sources[:, 0], sources[:, 1:], made, within=MINUTE_TICKS)
 
     def _remember(self, what: str, family: Any, address: U64, made: U64, within: int = 0) -> None:
+        judged, around = self._memories[what]
         for of, (high, low), value in zip(family.tolist(), address.tolist(), made.tolist(), strict=True):
-            for memory, length in zip(self._memories[what], LENGTHS[of], strict=True):
-                memory.add((of, _number(of, high, low, length)), value, within)
+            narrow, wide = LENGTHS[of]
+            judged.add((of, _number(of, high, low, narrow)), value, within)
+            around.add((of, _number(of, high, low, wide)), value, within)
 
     def last_ns(self, source: str) -> int:
         """When a connection of this source was last seen to stand, 0 where never."""
@@ -134,71 +138,60 @@ class Handshakes:
 
 
 class _Memory:
-    """The latest values of each key, in slots that the key silent longest gives up."""
+    """The latest values of each key, in the order in which they came; the key silent longest makes room."""
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._clear()
-
-    def _clear(self) -> None:
-        self._slots: OrderedDict[tuple[int, int], int] = OrderedDict()
-        # Pages that are never touched take no memory.
-        self._values = np.zeros((self._capacity, MOST_REMEMBERED), np.uint64)
+        self._values: OrderedDict[tuple[int, int], array[int]] = OrderedDict()
 
     def add(self, key: tuple[int, int], value: int, within: int = 0) -> None:
-        """One more value, unless it is there or is older than all of so many.
+        """One more value, unless it is there or is older than the oldest of so many.
 
-        `within`: ticks within which the newest value takes in the low bits of this one, as a count, instead.
+        `within`: ticks within which the last value takes in the low bits of this one, as a count, instead.
         """
-        slot = self._slots.get(key)
-        if slot is None:
-            slot = len(self._slots)
-            if slot >= self._capacity:
-                slot = self._slots.popitem(last=False)[1]
-                self._values[slot] = 0
-            self._slots[key] = slot
-        else:
-            self._slots.move_to_end(key)
-        known = self._values[slot].tolist()
-        if within:
-            newest = max(known)
-            if newest and (value >> LOW_BITS) < (newest >> LOW_BITS) + within:
-                count = min((newest & LOW) + (value & LOW), LOW)
-                self._values[slot, known.index(newest)] = newest & ~LOW | count
-                return
-        oldest = min(known)
-        if value > oldest and value not in known:
-            self._values[slot, known.index(oldest)] = value
+        values = self._values.get(key)
+        if values is None:
+            self._values[key] = array("Q", (value,))
+            if len(self._values) > self._capacity:
+                self._values.popitem(last=False)
+            return
+        self._values.move_to_end(key)
+        last = values[-1]
+        if within and (value >> LOW_BITS) < (last >> LOW_BITS) + within:
+            values[-1] = last & ~LOW | min((last & LOW) + (value & LOW), LOW)
+        elif value != last and value not in values:
+            if len(values) == MOST_REMEMBERED:
+                if value < values[0]:
+                    return
+                del values[0]
+            values.append(value)
 
     def of(self, key: tuple[int, int]) -> list[int]:
-        slot = self._slots.get(key)
-        return [] if slot is None else [v for v in self._values[slot].tolist() if v]
+        values = self._values.get(key)
+        return [] if values is None else values.tolist()
 
     def save(self) -> dict[str, Any]:
         """Keys from the one silent longest, and of each only what there is."""
-        slots = np.fromiter(self._slots.values(), np.int64, len(self._slots))
-        values = self._values[slots]
-        present = values != 0
-        counts = present.sum(axis=1).astype(np.uint8)
-        return _keys(self._slots) | {"counts": counts, "values": values[present]}
+        each = self._values.values()
+        return _keys(self._values) | {
+            "counts": np.fromiter(map(len, each), np.uint8, len(each)),
+            "values": np.frombuffer(b"".join(map(array.tobytes, each)), np.uint64).copy(),
+        }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        pairs, counts = _pairs(state), np.asarray(state["counts"], np.int64)
-        flat = np.asarray(state["values"], np.uint64)
-        if counts.shape != (len(pairs),) or counts.sum() != len(flat):
+        pairs, counts = _pairs(state), state["counts"].tolist()
+        flat = np.asarray(state["values"], np.uint64).tobytes()
+        if len(counts) != len(pairs) or 8 * sum(counts) != len(flat):
             raise ValueError("what was remembered of handshakes is of another shape")
-        if len(counts) and counts.max() > MOST_REMEMBERED:
-            raise ValueError("more handshakes of a source were remembered than now are")
-        places = np.arange(MOST_REMEMBERED) < counts[:, None]
-        values = np.zeros(places.shape, np.uint64)
-        values[places] = flat
-        self._clear()
-        kept = pairs[-self._capacity :]
-        self._slots.update((pair, slot) for slot, pair in enumerate(kept))
-        self._values[: len(kept)] = values[-self._capacity :]
+        if not all(1 <= count <= MOST_REMEMBERED for count in counts):
+            raise ValueError("of a source, more handshakes were remembered than are now, or none")
+        self._values = OrderedDict()
+        ends = [8 * end for end in accumulate(counts)]
+        for pair, start, end in list(zip(pairs, [0, *ends], ends, strict=False))[-self._capacity :]:
+            self._values[pair] = array("Q", flat[start:end])
 
 
-def _keys(of: OrderedDict[tuple[int, int], int]) -> dict[str, Any]:
+def _keys(of: OrderedDict[tuple[int, int], Any]) -> dict[str, Any]:
     return {
         "families": np.fromiter((k[0] for k in of), np.uint8, len(of)),
         "numbers": np.fromiter((k[1] for k in of), np.uint64, len(of)),

@@ -81,9 +81,22 @@ Every decision has a state and says why:
 | `wait` | a person must approve, or the wire must prove what a text file says (see below) |
 | `skip` | it is not done: not blockable, blocked already, cooling down, over the limit, or too late |
 
-Any local user can write a line into a text log through syslog. A block that rests on such a file alone waits, where
-packets are watched, until the packet collector has seen a completed handshake from that source. The journal, and a log
-that the configuration calls `trusted`, need no such proof.
+Any local user can write a line into a text log through syslog, and whoever reaches a log server by UDP can send one,
+about any address. What rests on such a file alone waits, where packets are watched, until the packet collector has
+seen that source make the connections that the lines need, since two minutes before the first of them:
+
+- for failed logins of sshd, handshakes with its ports (`network.ssh_ports`): one for each six failures
+  (`network.ssh_tries`, MaxAuthTries), less the logins that succeeded meanwhile, so that neither a session that stands
+  nor one that logs in now and then speaks for lines in its name. For a login after failures one success is counted
+  with them;
+- for requests, one handshake with another port for each thousand; where one source tried both services, what each of
+  them is said to have had.
+
+Of more than three connections a quarter may have been missed, and never more than 24 are asked for, so that lost
+packets delay a block and do not prevent it. Every finding that accuses must be met, unless root itself wrote what it
+rests on. The journal, and a log that the configuration calls `trusted`, need no such proof. `gatewatch explain` says
+what a block waits for. A source that opens connections to sshd time and again and never logs in (a monitor) can still
+be taken for the guesser that somebody makes it out to be: name it under `never_block`, or follow the journal.
 
 What no playbook can change:
 
