@@ -150,8 +150,26 @@ def _many_lines(draw: Draw, at: int) -> list[Event]:
     return events
 
 
+def _calls(draw: Draw, at: int) -> list[Event]:
+    """Requests for control endpoints of a model server, by keys and without, done and refused."""
+    source, key = _source(draw), draw(st.sampled_from(("", "k-00000000000000a1", "k-00000000000000a2")))
+    more = {"service": "nginx", "method": "POST", "key": key, "source": source, "user": ""}
+    statuses = draw(st.lists(st.sampled_from((200, 403, 499)), min_size=1, max_size=6))
+    outcomes = {403: Outcome.FAILURE, 200: Outcome.SUCCESS if key else Outcome.OTHER, 499: Outcome.OTHER}
+    return [
+        {"at": at + 50 * n, "status": status, "outcome": outcomes[status], "path": path} | more
+        for n, status in enumerate(statuses)
+        for path in (
+            draw(
+                st.sampled_from(("/sleep", "/%73leep", "//api/pull", "/server_info", "/v1/chat/completions"))
+            ),
+        )
+    ]
+
+
 PIECES: tuple[Piece, ...] = (
     _guesser, _sprayer, _rotating, _distributed, _stuffing, _people, _prompts, _job, _noise, _many_lines,
+    _calls,
 )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ SIZE = 1 << 14
 _PLACES = cython.declare(cython.ulonglong, SIZE - 1)
 _BASIS = cython.declare(cython.ulonglong, 0xCBF29CE484222325)
 _PRIME = cython.declare(cython.ulonglong, 0x100000001B3)
+_WHOLE = cython.declare(cython.ulonglong, 0xFFFFFFFFFFFFFFFF)
 _WORD = (1 << 64) - 1
 _SHORT = 256
 _ABSOLUTE = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
@@ -76,7 +77,7 @@ def pick(text: U8, spans: I32, status: U16, table: U8, out: U8) -> None:
             else:
                 if 65 <= letter <= 90:
                     letter += 32
-                found = ((found ^ letter) * _PRIME) & 0xFFFFFFFFFFFFFFFF
+                found = ((found ^ letter) * _PRIME) & _WHOLE
             before = letter
         if table[(found >> 32) & _PLACES]:
             out[i] = 1
