@@ -320,6 +320,9 @@ class Session:
         in_force = {key for key, ends_ns in said.items() if not ends_ns or ends_ns > boot_ns}
         wanted = {("address", a) for a, b in state.blocks.items() if b.ends_ns > now_ns}
         wanted |= {tuple(u.split(":", 1)) for u, b in state.users.items() if b.ends_ns > now_ns}  # type: ignore[misc]
+        wanted |= {
+            ("restricted", n) for n, r in state.restrictions.items() if not r.ends_ns or r.ends_ns > now_ns
+        }
         assert in_force - {k for k in said if k[0] == "killed"} == wanted
         ended = {("killed", n) for n, k in state.kills.items() if k.ends_ns}  # those may be over a moment ago
         assert {k for k in in_force if k[0] == "killed"} | ended == {("killed", n) for n in state.kills}
