@@ -219,7 +219,7 @@ class Restrictions:
                 lasting_s = max(1, ttl_s, left_s) if ttl_s and left_s is not None else 0
                 whose = former.owner if owner == "analyser" else owner
             changes = former is None or longer or former[:3] != latest or former.owner != whose
-            if changes or caller.approval:  # what people granted is noted, whether it changes something or not
+            if changes or caller.approval:  # what people granted is noted, whatever it changes
                 entries.setdefault((lasting_s, whose), {})[endpoint.name] = _door(*latest)
         for (lasting_s, whose), doors in entries.items():
             more: dict[str, Any] = {**said, "ttl_s": lasting_s} if lasting_s else {**said}
