@@ -35,6 +35,10 @@ PLANTED = {
         "from gatewatch.daemon.enforcer.killswitch import KillSwitch; KillSwitch._apply = lambda self: None",
         '{"request": "kill", "endpoints": ["automatic"], "reason": "x", "probe": 0}',
     ),
+    "a restriction that the kernel does not get": (
+        "from gatewatch.daemon.enforcer.restriction import Restrictions; Restrictions.restore = lambda self: None",
+        '{"request": "restrict", "endpoints": ["automatic"], "reason": "x"}',
+    ),
 }
 PROGRAM = """
 import sys

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "status": ("status",),
     "incidents": ("incidents",),
     "blocks": ("blocks", "block", "unblock"),
+    "restrict": ("restrict", "lift"),
     "approvals": ("approvals",),
     "actions": ("actions",),
     "signed": ("signed",),

@@ -167,6 +167,16 @@ def _status(said: dict[str, Any]) -> list[tuple[str, str]]:
         if endpoint["endpoint"] not in engaged:
             may = "" if endpoint["kill_switch"] else " (the rails keep the kill switch from it)"
             lines.append((f"open    {endpoint['endpoint']}", ", ".join(endpoint["services"]) + may))
+    for r in said.get("restrictions", ()):
+        more = r["allowed_count"] - len(r["allowed"])
+        allowed = ", ".join(r["allowed"]) + (f" and {more} more" if more else "")
+        until = "until lifted" if r["ends_s"] is None else f"for {r['ends_s']} s more"
+        lines.append(
+            (
+                f"RESTRICTED {r['endpoint']}",
+                f"to {allowed} since {r['since']}, {until}; by {r['by']}: {r['reason']}",
+            )
+        )
     lines += [("differs", what) for what in said["differs"]]
     if said["journal"]["note"]:
         lines.append(("JOURNAL", said["journal"]["note"]))

@@ -10,6 +10,7 @@ import typer
 from .authz import health_of
 from .options import ConfigOption, JsonOption, StateOption, load_config, socket_path, store_path
 from .output import json_line, printable, seconds
+from .restrict import reach
 
 STATES = {"would": "would have been done", "waiting": "waited for a person or for the wire"}
 MOST_HITS = 20
@@ -197,6 +198,8 @@ def _response(enforcer: str, response: dict[str, Any] | None) -> list[str]:
         f"enforcer   {enforcer}, {response['blocks']:,} blocks in force",
         f"  kill switch  {f'ENGAGED for {cut}' if cut else 'released'}",
     ]
+    restrictions = response.get("restrictions", ())
+    lines += [f"  restricted  {r['endpoint']} to {reach(r)}" for r in restrictions]
     if response.get("break_glass"):
         lines.append("  kill switch  the break-glass rules are loaded; see `gatewatch kill-switch status`")
     if response.get("differs"):

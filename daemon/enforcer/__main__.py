@@ -35,13 +35,14 @@ def main(arguments: list[str]) -> int:
         deny_list = DenyList(f"{options.state}/{DENIED}", journal, now, gid=gid, complain=say)
         authority = Authority(journal, Nft(), now, deny_list)
         authority.killswitch.restore()  # before anything that may fail: what was cut off stays cut off
+        _try(authority.restrictions.restore)
         if options.restore_only:
             return _restore(options, authority)
         server = Server(options, authority)
         server.load_rails()
         authority.restore()
         authority.publish()
-        _try(authority.killswitch.look_around)
+        _try(authority.look_around)
         _try(authority.killswitch.tidy)
         _note(journal, "start")
         gc.freeze()  # the search for garbage need not walk what is in force: 28 ms with 100,000 blocks
@@ -62,6 +63,8 @@ def _restore(options: Options, authority: Authority) -> int:
     authority.publish()
     state = authority.journal.state
     say(f"restored {len(state.blocks)} blocks and {len(state.kills)} kill switches")
+    if state.restrictions:
+        say(f"restored {len(state.restrictions)} restrictions")
     authority.journal.close()
     return 0
 

@@ -2,7 +2,8 @@
 
 The order is always the same: authority, rails, journal, kernel. Nothing here waits for anybody: what takes
 longer (the probe of a kill switch) is an answer to come. What a request means is in `blocks`, `users`,
-`killswitch` and `approvals`; here stands who may ask for it alone, and for what other people have to agree.
+`killswitch`, `restriction`, `ending` and `approvals`; here stands who may ask for it alone, and for what other people
+have to agree.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from .approvals import Answer, Approvals
 from .blocks import Blocks
 from .callers import Caller
 from .deny_list import DenyList
+from .ending import Ending
 from .journal import Journal
 from .kernel.nft import Nft
 from .killswitch import MOST_NAMED, KillSwitch, Later
 from .pace import room
 from .protocol import MalformedError
 from .rails import Rails, Refusal
+from .restriction import Restrictions
 from .state import Moment
 from .users import Users
 
@@ -52,6 +55,8 @@ class Authority:
         self.blocks = Blocks(journal, nft, now, made, taken_back)
         self.users = Users(journal, now, made, taken_back)
         self.approvals = Approvals(journal, now, self._perform)
+        self.restrictions = Restrictions(journal, nft, now, self.killswitch)
+        self.ending = Ending(journal, nft, self.blocks)
         self._deny_list = deny_list
         self._refusals: defaultdict[str, deque[float]] = defaultdict(deque)  # by role: none hides another's
         self._healings: deque[float] = deque()
@@ -68,6 +73,9 @@ class Authority:
             "check_user": self.users.check_user,
             "kill": self._kill,
             "release": self._release,
+            "restrict": self.restrictions.restrict,
+            "lift": self.restrictions.lift,
+            "cut": self.ending.cut,
             "drill_start": self._drill_start,
             "drill_stop": self._drill_stop,
             "approvals": self.approvals.approvals,
@@ -80,19 +88,43 @@ class Authority:
             "block": self.blocks.forbidden,
             "block_user": self.users.forbidden,
             "kill": self._kill_forbidden,
+            "restrict": self.restrictions.forbidden,
+            "cut": self.ending.forbidden,
         }
         """Why a request would be refused whoever agrees to it: then nobody is asked."""
 
     def use(self, rails: Rails) -> None:
         """These rails hold from now on; `follow` then brings the kernel up to them."""
         self.rails = rails
-        for part in (self.blocks, self.users, self.approvals, self.killswitch):
+        for part in (
+            self.blocks,
+            self.users,
+            self.approvals,
+            self.killswitch,
+            self.restrictions,
+            self.ending,
+        ):
             part.use(rails)
 
     def follow(self) -> None:
         """After new rails: see to what is cut off and to what is never blocked. Raises EnforcerError."""
         self.blocks.fresh_never()
         self.killswitch.follow()
+        self.restrictions.look_around()
+
+    def look_around(self) -> None:
+        """Find out where the endpoints lead now; what is closed follows. Raises EnforcerError, OSError."""
+        self.killswitch.look_around()
+        self.restrictions.look_around()
+
+    def end_due(self) -> list[str]:
+        """End what was engaged or restricted for a time that is over; in words. Raises EnforcerError."""
+        over = [f"released {name}" for name in self.killswitch.end_due()]
+        return over + [f"lifted the restriction of {name}" for name in self.restrictions.end_due()]
+
+    def next_end_s(self) -> float:
+        """Seconds until `end_due` has something to do."""
+        return min(self.killswitch.next_end_s(), self.restrictions.next_end_s())
 
     def restore(self) -> None:
         """Make the kernel's blocks what the journal says, in one transaction. Raises EnforcerError."""
@@ -105,7 +137,7 @@ class Authority:
 
     def heal(self) -> list[str]:
         """Compare the kernel with the journal and mend what differs; what it was, in words."""
-        differs = self.killswitch.heal()
+        differs = self.killswitch.heal() + self.restrictions.heal()
         missing = self.blocks.differences()
         if missing:
             self.restore()
@@ -120,10 +152,10 @@ class Authority:
         that does not need the disk."""
         mended = self._deny_list.mend() if self._deny_list is not None else []
         self.blocks.fresh_never()
-        self.killswitch.look_around()
+        self.look_around()
         mended += self.heal()
         state = self.journal.state
-        if state.blocks or state.users or state.kills or state.approvals:
+        if state.blocks or state.users or state.kills or state.restrictions or state.approvals:
             self.journal.append("tick")
             state.expire()
             self.approvals.expire()
@@ -160,6 +192,8 @@ class Authority:
 
     def _needs_person(self, ask: dict[str, Any]) -> int:
         """How many persons have to agree to what the analyser asks for, as the rails do not grant it beforehand."""
+        if ask["request"] == "restrict":
+            return int(not self.restrictions.without_person(ask["endpoints"]))
         return int(ask["request"] == "kill" and not self.killswitch.without_person(ask.get("endpoints", [])))
 
     def _perform(self, ask: dict[str, Any], caller: Caller) -> Answer:
@@ -213,7 +247,9 @@ class Authority:
         journal, state = self.journal, self.journal.state
         now_ns = state.elapsed_at(self._now())
         return {
-            **self.killswitch.status(),
+            **(status := self.killswitch.status()),
+            "restrictions": self.restrictions.status(),
+            "differs": [*status["differs"], *self.restrictions.differences()],
             "pid": os.getpid(),
             "blocks": sum(b.ends_ns > now_ns for b in state.blocks.values()),
             "users": sum(b.ends_ns > now_ns for b in state.users.values()),

@@ -207,6 +207,22 @@ class Enforcer:
     def release(self, endpoints: list[str], reason: str) -> dict[str, Any]:
         return self.call({"request": "release", "endpoints": endpoints, "reason": plain(reason)})
 
+    def cut(self, address: str, reason: str, **said: str) -> dict[str, Any]:
+        """End the connections of `address` without a block; `said`: incident and playbook."""
+        return self.call({"request": "cut", "address": address, "reason": plain(reason), **said})
+
+    def restrict(
+        self, endpoints: list[str], reason: str, *, ttl_s: int | None = None, **said: str
+    ) -> dict[str, Any]:
+        """Let only their allowed networks reach the named endpoints, for `ttl_s` seconds or until lifted."""
+        message: dict[str, object] = {"request": "restrict", "endpoints": endpoints, "reason": plain(reason)}
+        if ttl_s is not None:
+            message["ttl_s"] = ttl_s
+        return self.call({**message, **said}, 10.0)
+
+    def lift(self, endpoints: list[str], reason: str) -> dict[str, Any]:
+        return self.call({"request": "lift", "endpoints": endpoints, "reason": plain(reason)})
+
     def status(self) -> dict[str, Any]:
         return self.call({"request": "status"})
 

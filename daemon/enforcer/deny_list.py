@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from .journal import Journal
-from .state import Moment
+from .state import Moment, Restriction
 
 DENIED = "run/denied"
 """Where it is, inside the state folder."""
@@ -58,7 +58,7 @@ class DenyList:
     def grown(self) -> bool:
         """Whether so much of it is out of date that a new file is due."""
         state = self._journal.state
-        in_force = len(state.blocks) + len(state.users) + len(state.kills)
+        in_force = len(state.blocks) + len(state.users) + len(state.kills) + len(state.restrictions)
         return not self.problem and self._lines > 2 * in_force + _MOST_SPARE
 
     def write(self) -> None:
@@ -136,6 +136,9 @@ class DenyList:
             for name in entry["endpoints"]:
                 kill = state.kills.get(name)
                 yield _line("killed", name, kill and (killed_ns + kill.ends_ns if kill.ends_ns else 0))
+        elif do in ("restrict", "adjust", "lift"):
+            for name in entry["endpoints"]:
+                yield _restricted(name, state.restrictions.get(name), blocked_ns)
 
     def _in_force(self, moment: Moment) -> Iterable[list[Any]]:
         state = self._journal.state
@@ -148,6 +151,8 @@ class DenyList:
             yield _line(kind, name, blocked_ns + block.ends_ns)
         for name, kill in state.kills.items():
             yield _line("killed", name, killed_ns + kill.ends_ns if kill.ends_ns else 0)
+        for name, restriction in state.restrictions.items():
+            yield _restricted(name, restriction, blocked_ns)
 
     def _changed(self) -> str:
         """How the file differs from what was written, at a glance."""
@@ -179,6 +184,14 @@ def _line(kind: str, name: str, ends_ns: int | None) -> list[Any]:
     if ends_ns is None:
         return ["-", kind, name]
     return ["+", kind, name, max(1, ends_ns) if ends_ns else 0]
+
+
+def _restricted(name: str, restriction: Restriction | None, clock_ns: int) -> list[Any]:
+    """With those who pass as the fifth item; `clock_ns`: CLOCK_BOOTTIME less the journal's clock."""
+    if restriction is None:
+        return _line("restricted", name, None)
+    line = _line("restricted", name, restriction.ends_ns and clock_ns + restriction.ends_ns)
+    return [*line, list(dict.fromkeys(map(str, (*restriction.allowed, *restriction.always))))]
 
 
 def _write(file: int, data: bytes) -> None:

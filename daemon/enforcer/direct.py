@@ -26,7 +26,8 @@ from .state import clocks
 
 ETC_RAILS = f"{FOLDER}/rails.toml"
 _WRITING = (
-    "block", "unblock", "block_user", "unblock_user", "import", "kill", "release", "grant", "deny", "signed",
+    "block", "unblock", "block_user", "unblock_user", "import", "kill", "release", "cut",
+    "restrict", "lift", "grant", "deny", "signed",
 )  # fmt: skip
 _LOCK_S = 0.3
 

@@ -266,10 +266,11 @@ class Journal:
             del users[user]
 
     def _mend_names(self) -> None:
-        """A damaged name is engaged under one that the kernel takes."""
-        kills = self.state.kills
-        for name in [n for n in kills if _plain(n) != n]:
-            kills.setdefault(_plain(name), kills.pop(name))
+        """A damaged name is engaged or restricted under one that the kernel takes."""
+        both: tuple[dict[str, Any], ...] = (self.state.kills, self.state.restrictions)
+        for closed in both:
+            for name in [n for n in closed if _plain(n) != n]:
+                closed.setdefault(_plain(name), closed.pop(name))
 
     def _open(self, torn: int) -> None:
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

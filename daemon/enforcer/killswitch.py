@@ -96,7 +96,7 @@ class KillSwitch:
         if found != self._behind:
             self._behind = found
             self.write_break_glass(self._journal.folder)
-        self._grow({e.name: self._services(e) for e in self._rails.endpoints})
+        self._grow({e.name: self.services(e) for e in self._rails.endpoints})
 
     def end_due(self) -> list[str]:
         """Release what was engaged for a time that is over; its names. Raises EnforcerError: it stays engaged."""
@@ -128,7 +128,7 @@ class KillSwitch:
         started = time.perf_counter()
         chosen, left_out = self._choose(names, by_analyser)
         if not chosen:
-            return left_out[0] if left_out else self._unknown()
+            return left_out[0] if left_out else self.unknown()
         not_proven = [why.reason for why in left_out[:MOST_NAMED]]
         if len(left_out) > MOST_NAMED:
             not_proven.append(f"{len(left_out) - MOST_NAMED} more that were named are left out")
@@ -136,23 +136,23 @@ class KillSwitch:
         lasting = self._lasting()
         already = [e.name for e in chosen if e.name in engaged]
         new = {
-            e.name: self._services(e)
+            e.name: self.services(e)
             for e in chosen
             if approval  # what people granted is noted, whether it changes something or not
             or e.name not in engaged
-            or not set(self._services(e)) <= set(engaged[e.name].services)
+            or not set(self.services(e)) <= set(engaged[e.name].services)
             or lasting.get(e.name, float("inf")) < (ttl_s or float("inf"))
         }
         if new:
             not_proven += self._record(new, by, reason, ttl_s, approval)
         self._apply()
-        self._learn(
+        self.learn(
             chosen, not_proven, rules=False
         )  # what answers now; its packets do not bear the front's port
         services = tuple(dict.fromkeys(s for e in chosen for s in self._engaged()[e.name].services))
         before, after = self._cut(services, not_proven)
         namespaces = self._cut_inside(chosen, not_proven)
-        self._learn(chosen, not_proven, rules=True)
+        self.learn(chosen, not_proven, rules=True)
         try:
             self._journal.sync()
         except OSError as error:
@@ -178,7 +178,7 @@ class KillSwitch:
             return self._receipt(receipt, not_proven, [], by)
         from .proof.probe import Probe
 
-        running = Probe(self._nft, {e.name: self._services(e) for e in chosen})
+        running = Probe(self._nft, {e.name: self.services(e) for e in chosen})
         later = Later(running, lambda: self._receipt(receipt, not_proven, running.finish(), by))
         return later if running.fileno() >= 0 else later.finish()
 
@@ -190,7 +190,7 @@ class KillSwitch:
     def forbidden(self, names: list[str]) -> Refusal | None:
         """Why nothing of that is cut off, whoever asks for it."""
         chosen, left_out = self._choose(names, by_analyser=False)
-        return None if chosen else left_out[0] if left_out else self._unknown()
+        return None if chosen else left_out[0] if left_out else self.unknown()
 
     def _receipt(
         self, receipt: dict[str, Any], not_proven: list[str], outcomes: list[Outcome], by: str
@@ -231,7 +231,7 @@ class KillSwitch:
         engaged = self._engaged()
         unknown = [n for n in names if n not in engaged and self._rails.endpoint(n) is None]
         if unknown:
-            return self._unknown(unknown[0])
+            return self.unknown(unknown[0])
         chosen = [n for n in names or engaged if n in engaged]
         if chosen:
             self._journal.append("release", endpoints=chosen, by=by, reason=reason)
@@ -267,7 +267,7 @@ class KillSwitch:
             {
                 "endpoint": e.name,
                 "kill_switch": e.kill_switch,
-                "services": [str(s) for s in self._services(e)],
+                "services": [str(s) for s in self.services(e)],
             }
             for e in self._rails.endpoints
         ]
@@ -285,9 +285,9 @@ class KillSwitch:
         chosen = [e for e in self._rails.endpoints if not names or e.name in names]
         unknown = [n for n in names if self._rails.endpoint(n) is None]
         if unknown or not chosen:
-            return self._unknown(*unknown[:1])
+            return self.unknown(*unknown[:1])
         self._drill = [
-            e._replace(backs=tuple(s for s in self._services(e) if s not in e.fronts)) for e in chosen
+            e._replace(backs=tuple(s for s in self.services(e) if s not in e.fronts)) for e in chosen
         ]
         drill.start(self._nft, {e.name: e for e in self._drill})
         self._watch = unixsockets.Watch(self._drill)
@@ -316,7 +316,7 @@ class KillSwitch:
 
     def write_break_glass(self, folder: str) -> None:
         """Render the file for `nft -f` ahead of the day when nothing else runs. Raises EnforcerError."""
-        endpoints = {e.name: self._services(e) for e in self._choose([], by_analyser=False)[0]}
+        endpoints = {e.name: self.services(e) for e in self._choose([], by_analyser=False)[0]}
         path = f"{folder}/break-glass.nft"
         try:
             fresh = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
@@ -334,7 +334,7 @@ class KillSwitch:
         for name in dict.fromkeys(names or [e.name for e in self._rails.endpoints]):
             endpoint = self._rails.endpoint(name)
             if endpoint is None:
-                left_out.append(self._unknown(name))
+                left_out.append(self.unknown(name))
                 continue
             why = self._forbidden(endpoint, by_analyser)
             if why is None:
@@ -343,7 +343,7 @@ class KillSwitch:
                 left_out.append(why)
         return chosen, left_out
 
-    def _unknown(self, name: str = "") -> Refusal:
+    def unknown(self, name: str = "") -> Refusal:
         """There is no endpoint of that name, or none at all; whoever asks in a hurry is told which there are."""
         known = [e.name for e in self._rails.endpoints]
         if not known:
@@ -358,15 +358,19 @@ class KillSwitch:
             return Refusal(f"{endpoint.name}: the rails keep the kill switch from it", "kill_switch")
         if by_analyser and not endpoint.kill_without_person:
             return Refusal(f"{endpoint.name}: a person has to pull the kill switch", "kill_without_person")
+        return self.door(endpoint)
+
+    def door(self, endpoint: Endpoint) -> Refusal | None:
+        """Why nobody may be kept from the endpoint: it is the way in for management."""
         own = frozenset(host.own_addresses())
         for service in endpoint.services:
-            if self._is_door(service, own):
+            if self.is_door(service, own):
                 return Refusal(
                     f"{endpoint.name}: {service} is the way in for management (sshd)", "management"
                 )
         return None
 
-    def _services(self, endpoint: Endpoint) -> tuple[Service, ...]:
+    def services(self, endpoint: Endpoint) -> tuple[Service, ...]:
         """What the rails name, and where NAT leads it."""
         led = sorted(self._behind.get(endpoint.name, frozenset()), key=str)
         return tuple(dict.fromkeys((*endpoint.services, *led)))
@@ -376,7 +380,7 @@ class KillSwitch:
         now_ns = self._journal.awake_ns()
         return {n: (k.ends_ns - now_ns) / NS_PER_S for n, k in self._engaged().items() if k.ends_ns}
 
-    def _learn(self, endpoints: list[Endpoint], not_proven: list[str], *, rules: bool) -> None:
+    def learn(self, endpoints: list[Endpoint], not_proven: list[str], *, rules: bool) -> None:
         """Cut off where NAT leads the endpoints as well."""
         try:
             led = self._led(endpoints, rules=rules)
@@ -384,7 +388,7 @@ class KillSwitch:
                 **self._behind,
                 **{n: s | self._behind.get(n, frozenset()) for n, s in led.items()},
             }
-            self._grow({e.name: self._services(e) for e in endpoints}, sync=False)
+            self._grow({e.name: self.services(e) for e in endpoints}, sync=False)
         except (EnforcerError, OSError) as error:
             not_proven.append(f"where published ports lead is not known: {error}")
 
@@ -401,12 +405,12 @@ class KillSwitch:
                         led.setdefault(service, set()).add(flow.served)
         return {
             e.name: frozenset(
-                s for front in e.services for s in led.get(front, ()) if not self._is_door(s, own)
+                s for front in e.services for s in led.get(front, ()) if not self.is_door(s, own)
             )
             for e in endpoints
         }
 
-    def _is_door(self, service: Service, own: frozenset[Address]) -> bool:
+    def is_door(self, service: Service, own: frozenset[Address]) -> bool:
         """Whether it is the way in for management."""
         if self._ssh_ports is None:
             self._ssh_ports = host.ssh_ports()

@@ -108,7 +108,7 @@ class Server:
         while self._running:
             if self._authority.unfinished:
                 finish_at = min(finish_at, now + _FINISH_S)
-            end_at = max(ended + _END_S, now + self._authority.killswitch.next_end_s())
+            end_at = max(ended + _END_S, now + self._authority.next_end_s())
             idle_s = max(0.0, min(next_tick, heal_at, look_at, end_at) - now)
             if self._authority.killswitch.drilling:
                 idle_s = min(idle_s, _SAMPLE_S)
@@ -138,7 +138,7 @@ class Server:
                 healed = now
             if now >= look_at:
                 look_at, looked = _NEVER, now
-                self._attempt(self._authority.killswitch.look_around)
+                self._attempt(self._authority.look_around)
             if now >= end_at:
                 ended = now
                 self._attempt(self._end)
@@ -312,8 +312,8 @@ class Server:
             say(f"mended: {what}")
 
     def _end(self) -> None:
-        for name in self._authority.killswitch.end_due():
-            say(f"released {name}: the time that it was engaged for is over")
+        for what in self._authority.end_due():
+            say(f"{what}: its time is over")
 
     @staticmethod
     def _attempt(what: Callable[[], object]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from typing import Any, NamedTuple
 
-from .rails import Service, service_of
+from .rails import Network, Service, network_of, service_of
 
 NS_PER_S = 1_000_000_000
 
@@ -57,6 +57,21 @@ class Kill(NamedTuple):
     ends_ns: int = 0  # on the clock that stands still while the machine is off; 0: until released
 
 
+class Restriction(NamedTuple):
+    """An endpoint that only named networks reach."""
+
+    services: tuple[Service, ...]
+    allowed: tuple[Network, ...]  # as the rails name them for it
+    always: tuple[Network, ...]  # management and proxies
+    since_ns: int  # wall clock, for people
+    owner: str  # "operator" or "analyser"
+    by: str
+    reason: str
+    incident: str
+    playbook: str
+    ends_ns: int  # on the journal's clock, as of a block; 0: until lifted
+
+
 class Approval(NamedTuple):
     """A request that waits until enough different persons agree."""
 
@@ -77,6 +92,7 @@ class State:
         self.blocks: dict[str, Block] = {}
         self.users: dict[str, Block] = {}  # by KIND:NAME
         self.kills: dict[str, Kill] = {}
+        self.restrictions: dict[str, Restriction] = {}  # one that is over stays until it is lifted
         self.approvals: dict[str, Approval] = {}
         self.signed: dict[str, int] = {}  # by signer: the last sequence that was accepted
         self.broken = ""
@@ -144,6 +160,13 @@ class State:
                     max(1, k.ends_ns - self.awake_ns) if k.ends_ns else 0,
                 ]
                 for name, k in self.kills.items()
+            },
+            "restrictions": {
+                name: [
+                    list(map(str, r.services)), list(map(str, r.allowed)), list(map(str, r.always)), *r[3:9],
+                    max(1, r.ends_ns - self.elapsed_ns) if r.ends_ns else 0,
+                ]
+                for name, r in self.restrictions.items()
             },
             "approvals": {
                 name: [
@@ -222,6 +245,39 @@ class State:
             for name in entry["endpoints"]:
                 self.kills.pop(name, None)
 
+    def _restrict(self, entry: dict[str, Any], trusted: bool) -> None:
+        ttl_s = int(entry.get("ttl_s", 0))
+        for name, door in dict(entry["endpoints"]).items():
+            former = self.restrictions.get(name)
+            if former is not None and not trusted:
+                continue  # it could let more pass
+            if former is not None and 0 < former.ends_ns <= self.elapsed_ns:
+                former = None
+            self.restrictions[name] = Restriction(
+                *_door(door),
+                since_ns=former.since_ns if former else int(entry["wall"]),
+                owner=str(entry["owner"]),
+                by=str(entry["by"]),
+                reason=str(entry["reason"]),
+                incident=str(entry.get("incident", "")),
+                playbook=str(entry.get("playbook", "")),
+                ends_ns=self.elapsed_ns + ttl_s * NS_PER_S if ttl_s else 0,
+            )
+
+    def _adjust(self, entry: dict[str, Any], trusted: bool) -> None:
+        if not trusted:
+            return
+        for name, door in dict(entry["endpoints"]).items():
+            services, allowed, always = _door(door)
+            self.restrictions[name] = self.restrictions[name]._replace(
+                services=services, allowed=allowed, always=always
+            )
+
+    def _lift(self, entry: dict[str, Any], trusted: bool) -> None:
+        if trusted:
+            for name in entry["endpoints"]:
+                self.restrictions.pop(name, None)
+
     def _ask(self, entry: dict[str, Any], trusted: bool) -> None:
         if not trusted:
             return
@@ -258,6 +314,14 @@ class State:
             self.kills[name] = Kill(
                 tuple(map(service_of, services)), int(since_ns), str(by), str(reason), ends_ns
             )
+        for name, (*door, since_ns, owner, by, reason, incident, playbook, remains_ns) in dict(
+            entry.get("restrictions", {})
+        ).items():
+            ends_ns = self.elapsed_ns + int(remains_ns) if remains_ns else 0
+            said = (str(owner), str(by), str(reason), str(incident), str(playbook))
+            made = Restriction(*_door(door), int(since_ns), *said, ends_ns)
+            if trusted or name not in self.restrictions:
+                self.restrictions[name] = made
         if trusted:
             for name, (asked, by, person, since_ns, left_ns, *rest) in dict(
                 entry.get("approvals", {})
@@ -276,8 +340,19 @@ class State:
             self.users[str(principal)] = Block(self.elapsed_ns + int(remains_ns), *rest)
 
 
+def _door(said: Any) -> tuple[tuple[Service, ...], tuple[Network, ...], tuple[Network, ...]]:
+    """Services, allowed and always allowed networks, as an entry holds them. Raises ValueError, TypeError."""
+    services, allowed, always = said
+    return (
+        tuple(map(service_of, services)),
+        tuple(map(network_of, allowed)),
+        tuple(map(network_of, always)),
+    )
+
+
 _EFFECTS = {
     "agree": State._agree,
+    "adjust": State._adjust,
     "ask": State._ask,
     "block": State._block,
     "block_user": State._block_user,
@@ -286,10 +361,12 @@ _EFFECTS = {
     "grant": State._answered,
     "grow": State._grow,
     "import": State._import,
+    "lift": State._lift,
     "unblock": State._unblock,
     "unblock_user": State._unblock_user,
     "kill": State._kill,
     "release": State._release,
+    "restrict": State._restrict,
     "state": State._state,
     "restore": State._restore,
     "signed": State._signed,

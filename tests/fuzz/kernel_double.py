@@ -166,12 +166,16 @@ def _expressions(rule: str) -> Iterator[dict[str, Any]]:
             case ["fib", flags, "type", "local", *words]:
                 fib = {"fib": {"result": "type", "flags": flags}}
                 yield {"match": {"op": "==", "left": fib, "right": "local"}}
+            case ["meta", key, value, *words]:
+                yield {"match": {"op": "==", "left": {"meta": {"key": key}}, "right": value}}
             case ["tcp", "flags", "&", "rst", "==", "rst", *words]:
                 left = {"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, 4]}
                 yield {"match": {"op": "==", "left": left, "right": 4}}
             case [("ip" | "ip6" | "tcp" | "udp") as protocol, field, value, *words]:
                 payload = {"payload": {"protocol": protocol, "field": field}}
-                right = int(value) if value.isdigit() else value
+                place, slash, length = value.partition("/")
+                prefix = {"prefix": {"addr": place, "len": int(length)}} if slash else None
+                right = prefix or (int(value) if value.isdigit() else value)
                 yield {"match": {"op": "==", "left": payload, "right": right}}
             case ["counter", "name", name, *words]:
                 yield {"counter": name.strip('"')}

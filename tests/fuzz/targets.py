@@ -23,7 +23,7 @@ from gatewatch.daemon.enforcer.callers import Caller
 from gatewatch.daemon.enforcer.chain import verify
 from gatewatch.daemon.enforcer.deny_list import DenyList
 from gatewatch.daemon.enforcer.journal import Journal
-from gatewatch.daemon.enforcer.kernel import killtable
+from gatewatch.daemon.enforcer.kernel import killtable, restricttable
 from gatewatch.daemon.enforcer.kernel.blocktable import TABLE, name_of
 from gatewatch.daemon.enforcer.protocol import KINDS, MOST_BYTES, MalformedError, encode, parse
 from gatewatch.daemon.enforcer.rails import PREFIXES, Rails, Refusal, address_text, network_of
@@ -51,12 +51,15 @@ name = "alice"
 public_key = "{signatures.public_key(SEED)}"
 [[endpoint]]
 name = "models"
+allowed = ["198.51.100.0/24", "2001:db8:2::/48"]
 fronts = ["*:443/tcp", "*:443/udp"]
 backs = ["127.0.0.1:8000/tcp", "10.0.0.2:8000/tcp", "[2001:db8:5::2]:8000/tcp"]
 [[endpoint]]
 name = "automatic"
 fronts = ["192.0.2.1:8600/tcp"]
 kill_without_person = true
+restrict_without_person = true
+allowed = ["0.0.0.0/0", "203.0.113.0/25", "203.0.113.128/25"]
 [[endpoint]]
 name = "mapped"
 fronts = ["*:8443/tcp"]
@@ -68,6 +71,7 @@ kill_switch = false
 [[endpoint]]
 name = "door"
 fronts = ["*:22/tcp"]
+allowed = ["10.1.0.0/24"]
 """
 EVERY_RAILS = tuple(
     parse_rails(RAILS.replace("TWO_PEOPLE", said))
@@ -85,6 +89,9 @@ CALLERS = (
 )  # fmt: skip
 ADMINISTRATORS = {"alice", "bob"}
 _MOST_STEPS = 24
+FORGED = (
+    "block", "import", "kill", "grow", "release", "restrict", "adjust", "lift", "state", "restore", "ask", "x",
+)  # fmt: skip
 
 
 class Clock:
@@ -124,7 +131,7 @@ class Session:
         self.authority.follow()
         self.authority.restore()
         self.authority.publish()
-        self.authority.killswitch.look_around()
+        self.authority.look_around()
         self.journal.append("start")
 
     def restart(self, *, reboot: bool = False) -> None:
@@ -139,6 +146,7 @@ class Session:
         before = (
             {**state.blocks, **state.users}, dict(state.kills), dict(state.approvals), dict(state.signed)
         )  # fmt: skip
+        restrictions = dict(state.restrictions)
         base = (state.elapsed_ns, state.awake_ns)
         self.journal.close()
         self.denied.close()
@@ -151,8 +159,17 @@ class Session:
             left = {a: b.ends_ns - base[0] for a, b in blocks.items()}
             assert all(b.ends_ns - state.elapsed_ns <= left[a] for a, b in now.items())
             assert self.clock.was_set or blocks.keys() == now.keys()
+            assert all(
+                r.ends_ns - state.elapsed_ns <= restrictions[n].ends_ns - base[0]
+                for n, r in state.restrictions.items()
+                if r.ends_ns
+            )
+            assert restrictions.keys() == state.restrictions.keys()  # until an entry says that it is over
         else:
             assert {a: b._replace(ends_ns=b.ends_ns + gone[0]) for a, b in blocks.items()} == now
+            assert {
+                n: r._replace(ends_ns=r.ends_ns and r.ends_ns + gone[0]) for n, r in restrictions.items()
+            } == state.restrictions
         assert state.signed == signed
         assert {
             n: k._replace(ends_ns=k.ends_ns and k.ends_ns + gone[1]) for n, k in kills.items()
@@ -165,7 +182,12 @@ class Session:
     def said(self, data: bytes, caller: Caller) -> None:
         """As `Server._answer` does."""
         state = self.journal.state
-        before = ({**state.blocks, **state.users}, dict(state.kills), dict(state.approvals))
+        before = (
+            {**state.blocks, **state.users},
+            dict(state.kills),
+            dict(state.approvals),
+            dict(state.restrictions),
+        )
         sequence = self.journal.sequence
         try:
             ask = parse(data)
@@ -205,7 +227,13 @@ class Session:
         with contextlib.suppress(EnforcerError):
             client.judged(encoded)
 
-    def lied_in_vain(self, blocks: dict[str, Any], kills: dict[str, Any], approvals: dict[str, Any]) -> None:
+    def lied_in_vain(
+        self,
+        blocks: dict[str, Any],
+        kills: dict[str, Any],
+        approvals: dict[str, Any],
+        restrictions: dict[str, Any],
+    ) -> None:
         """What the analyser asked for has not let anything go that is not its own."""
         state, now_ns = self.journal.state, self.journal.state.elapsed_ns
         for name, kill in kills.items():
@@ -229,6 +257,16 @@ class Session:
         assert all(a.owner == "analyser" for n, a in state.approvals.items() if n not in approvals)
         own = sum(a.owner == "analyser" for a in state.approvals.values())
         assert own <= self.rails.limits.most_waiting
+        for name, restriction in restrictions.items():
+            if restriction.owner != "analyser" and (not restriction.ends_ns or restriction.ends_ns > now_ns):
+                now = state.restrictions[name]
+                assert now.owner == restriction.owner
+                assert now.allowed == restriction.allowed
+                assert not now.ends_ns or now.ends_ns >= restriction.ends_ns - NS_PER_S > 0, "shortened"
+        for name in state.restrictions.keys() - restrictions.keys():
+            endpoint = self.rails.endpoint(name)
+            assert endpoint is not None
+            assert endpoint.restrict_without_person
 
     def in_force(self) -> None:
         """The rails hold, and the kernel has what the journal says."""
@@ -255,6 +293,10 @@ class Session:
             key = network_of(name).network_address.packed
             held_keys = self.kernel._sets.get((TABLE, name_of(network_of(name))), {})
             assert key not in held_keys, "a block at the gateway alone is in the kernel"
+        assert not state.restrictions.keys() & {"spared", "door", "mapped"}
+        with contextlib.suppress(EnforcerError):  # the disk may be full; in the kernel it is over
+            self.authority.restrictions.end_due()
+        assert self.authority.restrictions.differences() == []
         held = killtable.held(self.kernel, killtable.KILL)  # type: ignore[arg-type]
         known = self.authority.killswitch._engaged()  # with what the disk has not taken yet
         assert known.keys() >= state.kills.keys()
@@ -278,6 +320,9 @@ class Session:
         in_force = {key for key, ends_ns in said.items() if not ends_ns or ends_ns > boot_ns}
         wanted = {("address", a) for a, b in state.blocks.items() if b.ends_ns > now_ns}
         wanted |= {tuple(u.split(":", 1)) for u, b in state.users.items() if b.ends_ns > now_ns}  # type: ignore[misc]
+        wanted |= {
+            ("restricted", n) for n, r in state.restrictions.items() if not r.ends_ns or r.ends_ns > now_ns
+        }
         assert in_force - {k for k in said if k[0] == "killed"} == wanted
         ended = {("killed", n) for n, k in state.kills.items() if k.ends_ns}  # those may be over a moment ago
         assert {k for k in in_force if k[0] == "killed"} | ended == {("killed", n) for n in state.kills}
@@ -306,10 +351,12 @@ def session(bytes_: Bytes) -> None:
                 life.restart(reboot=bool(bytes_.ConsumeIntInRange(0, 1)))
             elif step == 13:
                 life.authority.tick()
-                life.authority.killswitch.end_due()
+                life.authority.end_due()
                 life.in_force()
             elif step == 14:
-                life.kernel.lose(pick(bytes_, (TABLE, killtable.KILL, killtable.DRILL)))
+                life.kernel.lose(
+                    pick(bytes_, (TABLE, killtable.KILL, killtable.DRILL, restricttable.RESTRICT))
+                )
                 life.authority.heal()
                 life.in_force()
             elif step == 15:
@@ -431,7 +478,7 @@ def _forged(bytes_: Bytes, whole: bytes) -> bytes:
         last = json.loads(lines[-1])
         entry = {
             "seq": last["seq"] + 1, "wall": last["wall"], "boot": last["boot"], "boot_id": last["boot_id"],
-            "do": pick(bytes_, ("block", "import", "kill", "grow", "release", "state", "restore", "ask", "x")),
+            "do": pick(bytes_, FORGED),
             "by": "uid 0", "reason": "x", "owner": "operator", "broken": "",
             "address": generator.text(bytes_, ADDRESSES), "ttl_s": generator.number(bytes_),
             "endpoints": {generator.text(bytes_, ENDPOINTS): [generator.text(bytes_, generator.SERVICES)]},

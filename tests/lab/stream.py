@@ -15,14 +15,14 @@ from .lab import HOSTS, KEYS, MODEL_PORTS, Lab
 LONGEST = 10_000_000
 
 
-def ask(lab: Lab, address: str, port: int, tokens_per_second: float) -> socket.socket:
-    """A blocking connection from the client's host on which an endless answer was asked for."""
+def ask(lab: Lab, address: str, port: int, tokens_per_second: float, host: str = "client") -> socket.socket:
+    """A blocking connection from `host` on which an endless answer was asked for."""
     body = json.dumps({"max_tokens": LONGEST, "tokens_per_second": tokens_per_second})
     head = (
         f"POST /v1/completions HTTP/1.1\r\nHost: lab\r\nAuthorization: Bearer {KEYS['alice']}\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     )
-    with lab.inside("client"):
+    with lab.inside(host):
         connection = socket.create_connection((address, port), timeout=10)
     connection.settimeout(None)
     connection.sendall((head + body).encode())
@@ -92,10 +92,10 @@ class Crowd:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
 
-    def join(self, count: int, address: str, port: int) -> None:
-        """So many more clients of that address and port of the gateway. Raises OSError where it takes none."""
+    def join(self, count: int, address: str, port: int, host: str = "client") -> None:
+        """So many more on `host` that ask that address and port of the gateway. Raises OSError where it takes none."""
         for _ in range(count):
-            connection = ask(self.lab, address, port, self.tokens_per_second)
+            connection = ask(self.lab, address, port, self.tokens_per_second, host)
             connection.setblocking(False)
             self.bytes.append(0)
             self._selector.register(connection, selectors.EVENT_READ, len(self.bytes) - 1)

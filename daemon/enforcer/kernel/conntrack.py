@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import ip_address
 from typing import NamedTuple
 
-from ..rails import Network, Service
+from ..rails import Address, Network, Service
 from .netlink import Netlink, attribute, attributes
 
 _NETFILTER = 12  # NETLINK_NETFILTER
@@ -48,20 +48,24 @@ def entries() -> int:
         return 0
 
 
-def forget_networks(networks: Sequence[Network], spared: Sequence[Network] = ()) -> int:
+def forget_networks(
+    networks: Sequence[Network], spared: Sequence[Network] = (), most_read: int = _MOST_READ
+) -> int:
     """Delete what was opened from any of `networks` and not from `spared`; how many entries. Raises OSError.
 
     For every question the kernel walks its whole table, which takes 10 ms and more, so a small table is read once
     for many networks. In a large one a few single addresses are searched for: the packets of all of them are dropped
-    before connection tracking anyway.
+    before connection tracking anyway. Of IPv6 the kernel's filter by source finds all but the source (Linux 6.18,
+    ctnetlink_filter_match_tuple in nf_conntrack_netlink.c), so those are read here as long as the table has no more
+    than `most_read` entries.
     """
     count, gone = entries(), 0
     for family, version in ((socket.AF_INET, 4), (socket.AF_INET6, 6)):
         chosen = [n for n in networks if n.version == version] if count else []
         singles = [n.network_address.packed for n in chosen if n.prefixlen == n.max_prefixlen]
         asked = [(attribute(_ADDRESSES[family][0], packed), _BY_SOURCE) for packed in singles[:_MOST_ASKED]]
-        many = len(singles) < len(chosen) or (len(singles) - 1) * _READ_PER_WALK > count
-        if many and count <= _MOST_READ:
+        many = version == 6 or len(singles) < len(chosen) or (len(singles) - 1) * _READ_PER_WALK > count
+        if chosen and many and count <= most_read:
             asked = [(b"", 0)]
         wanted, kept = _starts(chosen), _starts([n for n in spared if n.version == version])
         for addresses, flags in asked:
@@ -108,6 +112,7 @@ class Flow(NamedTuple):
     asked: Service  # what the client asked for: address, port
     served: Service  # who answers, which NAT may have made somebody else
     key: bytes  # for the deletion
+    client: Address  # who opened it
     open: bool  # not on its way out: TCP from its SYN to the first FIN of each side
 
 
@@ -180,4 +185,7 @@ def _flow(given: dict[int, bytes], key: bytes) -> Flow | None:
             raise OSError(errno.EBADMSG, "connection tracking gave an entry without addresses")
         ends.append(Service(ip_address(address), int.from_bytes(port, "big"), protocol))
     told = attributes(attributes(given.get(_PROTOINFO, b"")).get(_PROTOINFO_TCP, b"")).get(_TCP_STATE)
-    return Flow(ends[0], ends[1], key, open=told is None or told[0] not in _ENDING)
+    source = attributes(attributes(given[_TUPLE_ORIG]).get(_TUPLE_IP, b"")).get(_ADDRESSES[key[0]][0], b"")
+    if len(source) not in (4, 16):
+        raise OSError(errno.EBADMSG, "connection tracking gave an entry without its source")
+    return Flow(ends[0], ends[1], key, ip_address(source), open=told is None or told[0] not in _ENDING)

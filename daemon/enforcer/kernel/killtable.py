@@ -14,10 +14,10 @@ import os
 import re
 from collections.abc import Mapping
 from ipaddress import ip_address
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..rails import Service
-from .blocktable import PRIORITY
+from . import rules
 from .nft import Nft
 
 KILL = "gatewatch_kill"
@@ -57,11 +57,7 @@ def render(table: str, endpoints: Mapping[str, tuple[Service, ...]], resets: boo
     """
     if not any(endpoints.values()):
         return remove(table)
-    chains = ""
-    for name, lines in _chains(endpoints, resets).items():
-        body = "\n".join([*([_base(name)] if name in HOOKS else ()), *lines])
-        chains += f"chain {name} {{\n{body}\n}}\n"
-    return f"{remove(table)}table inet {table} {{\n{chains}}}\n"
+    return remove(table) + rules.table(table, _chains(endpoints, resets), HOOKS)
 
 
 def _chains(endpoints: Mapping[str, tuple[Service, ...]], resets: bool) -> dict[str, list[str]]:
@@ -84,11 +80,7 @@ def _chains(endpoints: Mapping[str, tuple[Service, ...]], resets: bool) -> dict[
 
 
 def _rule(service: Service, side: str, action: str, name: str) -> str:
-    return f'{_match(service, side)} counter {action} comment "{name}"'
-
-
-def _base(hook: str) -> str:
-    return f"type filter hook {hook} priority {PRIORITY}; policy accept;"
+    return f'{rules.match(service, side)} counter {action} comment "{name}"'
 
 
 def remove(table: str) -> str:
@@ -114,17 +106,7 @@ def held(nft: Nft, table: str) -> Held | None:
     listed = nft.table(table)
     if listed is None:
         return None
-    unchanged = all("flags" not in o["table"] for o in listed if "table" in o)  # such as dormant
-    unchanged &= all(o.keys() <= {"metainfo", "table", "chain", "rule"} for o in listed)
-    chains: dict[str, list[str]] = {}
-    for chain in (o["chain"] for o in listed if "chain" in o):
-        name = chain["name"]
-        chains[name] = []
-        based = (chain.get("hook"), chain.get("type"), chain.get("prio"), chain.get("policy"))
-        unchanged &= based == ((name, "filter", PRIORITY, "accept") if name in HOOKS else (None,) * 4)
-    for rule in (o["rule"] for o in listed if "rule" in o):
-        comment = f' comment "{rule["comment"]}"' if "comment" in rule else ""
-        chains[rule["chain"]].append(" ".join(map(_text, rule["expr"])) + comment)
+    chains, unchanged = rules.chains(listed, HOOKS)
     sides: dict[tuple[str, Service], set[str]] = {}
     for line in chains.get("endpoints", []):
         dropped = _dropped(line)
@@ -141,14 +123,6 @@ def held(nft: Nft, table: str) -> Held | None:
     return Held(services, unchanged, len(chains.get("endpoints", [])), resets)
 
 
-def _match(service: Service, side: str) -> str:
-    if service.address is None:
-        place = f"fib {side}addr type local"
-    else:
-        place = f"{'ip' if service.address.version == 4 else 'ip6'} {side}addr {service.address}"
-    return f"{place} {service.protocol} {side}port {service.port}"
-
-
 def _dropped(line: str) -> tuple[str, str, Service] | None:
     """(endpoint, side, service) of a rule that drops, None for any other."""
     try:
@@ -159,47 +133,3 @@ def _dropped(line: str) -> tuple[str, str, Service] | None:
     except (ValueError, IndexError):
         return None
     return (name, field[0], service) if line == _rule(service, field[0], "drop", name) else None
-
-
-def _text(expression: dict[str, Any]) -> str:
-    """An expression of libnftables-json(5) as this module writes it; of any other, what matches nothing here."""
-    match expression:
-        case {
-            "match": {
-                "op": "==",
-                "left": {"payload": {"protocol": protocol, "field": field, **more}},
-                "right": right,
-            }
-        } if not more:  # such as the tunnel in which it is
-            return f"{protocol} {field} {_plain(right)}"
-        case {
-            "match": {"op": "==", "left": {"fib": {"result": "type", "flags": flags}}, "right": "local" | 2}
-        }:
-            return f"fib {flags if isinstance(flags, str) else ' . '.join(flags)} type local"
-        case {
-            "match": {
-                "op": "==",
-                "left": {"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, 4]},
-                "right": 4,
-            }
-        }:
-            return "tcp flags & rst == rst"
-        case {"counter": {"packets": _}}:
-            return "counter"
-        case {"drop": None}:
-            return "drop"
-        case {"accept": None}:
-            return "accept"
-        case {"jump": {"target": chain}}:
-            return f"jump {chain}"
-        case {"reject": {"type": "tcp reset"}}:
-            return "reject with tcp reset"
-    return repr(expression)
-
-
-def _plain(value: Any) -> str:
-    """An address as Python writes it, any other value as it is."""
-    try:
-        return str(value if isinstance(value, int) else ip_address(value))
-    except ValueError:
-        return repr(value)

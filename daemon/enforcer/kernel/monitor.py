@@ -14,6 +14,7 @@ import struct
 from .blocktable import TABLE
 from .killtable import KILL
 from .netlink import attributes
+from .restricttable import RESTRICT
 
 _NETFILTER = 12  # NETLINK_NETFILTER
 _GROUP = 1 << 6  # NFNLGRP_NFTABLES is group 7
@@ -21,7 +22,7 @@ _NEWGEN = (10 << 8) | 15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN
 _RULES = ((10 << 8) | 6, (10 << 8) | 8)  # NFT_MSG_NEWRULE and NFT_MSG_DELRULE
 _GEN_PROCESS = 2  # NFTA_GEN_PROC_PID, big-endian
 _BUFFER_BYTES = 8 << 20
-_OURS = {TABLE.encode(), KILL.encode()}
+_OURS = {name.encode() for name in (TABLE, KILL, RESTRICT)}
 
 
 class Monitor:

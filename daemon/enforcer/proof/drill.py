@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ..kernel import killtable
+from ..kernel import killtable, rules
 from ..kernel.blocktable import PRIORITY
 from ..kernel.killtable import DRILL
 from ..kernel.nft import Nft
@@ -51,7 +51,7 @@ def render(endpoints: Mapping[str, Endpoint]) -> str:
     chains = ""
     for group in (_CAME, _LED):
         for number, endpoint in enumerate(endpoints.values()):
-            matches = [(s, side, killtable._match(s, side)) for s in endpoint.services for side in ("d", "s")]
+            matches = [(s, side, rules.match(s, side)) for s in endpoint.services for side in ("d", "s")]
             hit = f"{group}_{number}_hit"
             first = "".join(f'{m} counter goto {hit} comment "{endpoint.name} once"\n' for _, _, m in matches)
             each = "".join(_count(endpoint, *match) for match in matches)
