@@ -39,6 +39,8 @@ NEXT = {
     "off_allowlist_egress": "find the process that connects; or add it to allowlist.egress if it belongs there",
     "port_scan": "see whether the targets that answered should be reachable from there",
     "host_sweep": "see whether the hosts that answered should be reachable from there",
+    "circuit_breaker": "look at whom the blocks that wait would hit (`gatewatch approvals list`), and grant or deny "
+    "each; if good clients are attacked through, block users rather than their networks",
 }
 """What a person does about an incident of each kind; the first step, in words."""
 BENIGN = "30d"
