@@ -8,7 +8,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 PYTEST_ARGS ?=
 FUZZ_SECONDS ?= 3600
 DETECTION ?=
-KEYCLOAK ?= 26.0.8
+KEYCLOAK ?= 26.7.3
 
 .PHONY: help venv develop run demo test lint packages fuzz keycloak benchmark benchmark-detection clean
 

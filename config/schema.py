@@ -440,7 +440,7 @@ class Config(Options):
         return Path(path) if path is not None else self.state_folder() / "sinks" / f"{name}.jsonl"
 
     def hook_options(self, name: str, protected: tuple[str, ...] = ()) -> dict[str, Any]:
-        """What the hook's class is made with; `protected` are the users that it never blocks."""
+        """What the hook's class is made with; `protected` are the users that it never blocks, as KIND:NAME."""
         options = self.hooks[name].model_dump()
         options.pop("insecure")
         options["protected"] = protected

@@ -395,8 +395,8 @@ class Service:
 
     def _start_shipper(self) -> int:
         sinks: dict[str, Any] = {name: self._config.sink_path(name) for name in self._config.sinks}
-        # Rails of this version or of one that does not know users yet.
-        protected = tuple(getattr(self._plan.rails, "never_block_users", ()))
+        rails = self._plan.rails or Rails()
+        protected = tuple(f"{kind}:{name}" for kind, name in rails.never_block_users)
         sinks |= {name: self._config.hook_options(name, protected) for name in self._config.hooks}
         parent = os.getpid()
 

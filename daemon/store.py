@@ -51,6 +51,8 @@ CREATE TABLE IF NOT EXISTS dead (sink TEXT, outbox_id INTEGER, reason TEXT, time
   PRIMARY KEY (sink, outbox_id)) WITHOUT ROWID;
 """
 
+_ADDRESSED = "INDEXED BY outbox_by_recipient WHERE"
+
 ADDED = (("outbox", "recipient", "TEXT"), ("actions", "detail", "TEXT NOT NULL DEFAULT '{}'"))
 """Table, column and type that stores of the same schema version were once made without."""
 
@@ -414,16 +416,16 @@ class Store:
 
     def pending(self, sink: str, limit: int) -> list[OutboxRow]:
         """The oldest documents for a sink or hook that it has not acknowledged, in order."""
-        whose, values = self._whose(sink)
+        # Alerts may wait by the hundred thousand: what is addressed is found without reading them.
+        hook = sink in self.hooks
+        whose = f"{_ADDRESSED} recipient = ?" if hook else "WHERE recipient IS NULL"
+        values = (sink,) if hook else ()
         rows = self._db.execute(
-            f"SELECT id, key, document, recipient FROM outbox WHERE {whose} AND id > "
+            f"SELECT id, key, document, recipient FROM outbox {whose} AND id > "
             "coalesce((SELECT acknowledged FROM cursors WHERE sink = ?), 0) ORDER BY id LIMIT ?",
             (*values, sink, limit),
         )
         return [OutboxRow(*row) for row in rows]
-
-    def _whose(self, sink: str) -> tuple[str, tuple[str, ...]]:
-        return ("recipient = ?", (sink,)) if sink in self.hooks else ("recipient IS NULL", ())
 
     def acknowledge(self, sink: str, outbox_id: int) -> None:
         self._db.execute(
@@ -452,9 +454,8 @@ class Store:
             for sink in sinks:
                 after = cursors.get(sink, oldest - 1)
                 one, values = ("recipient = ?", (sink,)) if sink in self.hooks else ("recipient NOT NULL", ())
-                # Alerts may wait by the hundred thousand: only the few that are addressed are counted one by one.
                 addressed = self._db.execute(
-                    f"SELECT count(*) FROM outbox WHERE {one} AND id > ?", (*values, after)
+                    f"SELECT count(*) FROM outbox {_ADDRESSED} {one} AND id > ?", (*values, after)
                 ).fetchone()[0]
                 lags[sink] = addressed if sink in self.hooks else max(0, newest - after - addressed)
         except sqlite3.Error as error:

@@ -18,7 +18,7 @@ import pytest
 from gatewatch.daemon.events import rfc3339
 from gatewatch.daemon.sinks.contract import RejectedError, Row, SinkError
 from gatewatch.daemon.sinks.registry import make_hook
-from hook_site import Reply, Server, secret_file, serving
+from hook_site import Reply, Request, Server, secret_file, serving
 
 TOKEN = "a-bearer-token-of-the-lab"
 LIMIT_S = 60.0
@@ -201,9 +201,11 @@ def test_a_block_that_is_over_is_not_made(service: Service, tmp_path: Path) -> N
 def test_protected_users_and_what_is_no_block_are_refused(service: Service, tmp_path: Path) -> None:
     """The provider may spell a name in another way than the log does."""
     gina = service.add("Gina")
-    made = options(service.url, tmp_path, protected=("Gina",))
+    made = options(service.url, tmp_path, protected=("any:gina", "account:someone"))
     for user in ("subject:Gina", "account:gina"):
         assert "never blocked" in refused(made, row("block_user", "g1", user))
+    by_id = options(service.url, tmp_path, subject_is="id", protected=("subject:gina",))
+    assert "never blocked" in refused(by_id, row("block_user", "g1", f"subject:{gina}"))
     assert service.active(gina)
     assert "cannot 'notify'" in refused(made, row("notify", "g2", ""))
 
@@ -264,6 +266,35 @@ def test_a_token_that_is_not_taken_any_more_is_had_anew_once(double: Server, tmp
     made = options(double.url, tmp_path, token_url=double.url + "/token", client_id="me: and / you")
     assert "not known" in refused(made, row("block_user", "a1", "any:alice"))
     assert tokens == ["t0", "t1"]
+
+
+def test_an_account_counts_as_ours_though_the_answer_to_our_change_was_lost(
+    double: Server, tmp_path: Path
+) -> None:
+    alice = {"id": "7", "userName": "alice", "active": True}
+    cut = [True]
+
+    def answer(request: Request) -> Reply:
+        if request.method == "PATCH":
+            alice["active"] = json.loads(request.body)["Operations"][0]["value"]
+            if cut.pop():
+                return Reply(cut=True)
+        return reply({"Resources": [alice]} if "filter=" in request.path else alice)
+
+    double.otherwise = answer
+    made = options(double.url, tmp_path)
+    with pytest.raises(SinkError):
+        send(made, row("block_user", "a1", "any:alice"))
+    send(made, row("block_user", "a1", "any:alice"))
+    assert alice["active"] is False
+    cut.append(True)
+    with pytest.raises(SinkError):
+        send(made, row("unblock_user", "a1", "any:alice"))
+    send(made, row("unblock_user", "a1", "any:alice"))
+    assert alice["active"] is True
+    alice["active"] = False
+    send(made, row("unblock_user", "a1", "any:alice"))
+    assert alice["active"] is False
 
 
 def test_a_damaged_note_of_what_we_disabled_hinders_no_block_and_enables_nobody(

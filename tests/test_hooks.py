@@ -205,7 +205,7 @@ def test_what_was_not_delivered_in_time_is_given_up(server: Server, options: Any
 def test_users_that_are_not_the_hooks_are_refused_before_anything_is_sent(
     more: Any, problem: str, server: Server, options: Any
 ) -> None:
-    options |= {"kinds": ["subject", "account", "any"], "protected": ("breakglass", "account:carol")}
+    options |= {"kinds": ["subject", "account", "any"], "protected": ("any:breakglass", "account:carol")}
     assert problem in refused(options, row(**more))
     assert server.requests == []
     send(options, row(user="subject:carol"), row(do="unblock_user", user="subject:breakglass"))

@@ -217,6 +217,63 @@ def test_a_reader_without_a_store_is_told_what_to_do(tmp_path: Path) -> None:
         Store.open_readonly(tmp_path / "none.db")
 
 
+def test_a_hook_gets_what_is_addressed_to_it_and_a_sink_all_else(store: Store) -> None:
+    store.hooks = frozenset({"idp", "pager"})
+    for key, hook in (("a", None), ("b", "idp"), ("c", "pager"), ("d", "idp"), ("e", None)):
+        assert store.add_to_outbox(key, DOCUMENT, 1, hook)
+    keys = {name: [r.key for r in store.pending(name, 10)] for name in ("alerts", "idp", "pager", "gone")}
+    assert keys == {"alerts": ["a", "e"], "idp": ["b", "d"], "pager": ["c"], "gone": ["a", "e"]}
+    assert [r.recipient for r in store.pending("idp", 1)] == ["idp"]
+    assert store.lags(["alerts", "idp", "pager"]) == {"alerts": 2, "idp": 2, "pager": 1}
+    store.acknowledge("alerts", 1)
+    store.dead("idp", 2, "nobody of that name")
+    assert store.lags(["alerts", "idp", "pager"]) == {"alerts": 1, "idp": 1, "pager": 1}
+    assert store.dead_letters("idp")[0][1] == "nobody of that name"
+
+
+def test_pruning_keeps_what_a_hook_lacks_and_not_what_no_hook_will_fetch(store: Store) -> None:
+    store.hooks = frozenset({"idp", "pager"})
+    for number, hook in enumerate([None, "idp", "idp", "pager", "removed", None], 1):
+        store.add_to_outbox(f"k{number}", DOCUMENT, number, hook)
+    store.acknowledge("alerts", 6)
+    store.acknowledge("idp", 2)
+    store.prune(1000, ["alerts", "idp"])
+    left = {row[0] for row in store._db.execute("SELECT key FROM outbox")}
+    assert left == {"k3", "k4"}
+    assert store.lags(["alerts", "idp", "pager"]) == {"alerts": 0, "idp": 1, "pager": 1}
+
+
+def test_a_hook_among_a_hundred_thousand_alerts_is_found_without_reading_them(store: Store) -> None:
+    store.hooks = frozenset({"idp"})
+    asked: list[str] = []
+    store._db.set_trace_callback(asked.append)
+    store.pending("idp", 10)
+    store.lags(["idp", "alerts"])
+    store._db.set_trace_callback(None)
+    for query in [q for q in asked if "recipient" in q and "IS NULL" not in q]:
+        plan = [row[3] for row in store._db.execute(f"EXPLAIN QUERY PLAN {query}")]
+        assert any("outbox_by_recipient" in step for step in plan), plan
+
+
+def test_a_store_from_before_there_were_hooks_is_upgraded(tmp_path: Path) -> None:
+    path = tmp_path / "gatewatch.db"
+    with sqlite3.connect(path) as db:
+        db.execute(
+            "CREATE TABLE outbox "
+            "(id INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT UNIQUE, time_ns INTEGER, document BLOB)"
+        )
+        db.execute("INSERT INTO outbox (key, time_ns, document) VALUES ('old', 1, '{}')")
+        db.execute("PRAGMA user_version = 1")
+    db.close()
+    for _ in range(2):
+        store = Store.open(path)
+        store.hooks = frozenset({"idp"})
+        store.add_to_outbox("new", DOCUMENT, 2, "idp")
+        assert [r.key for r in store.pending("alerts", 10)] == ["old"]
+        assert [r.key for r in store.pending("idp", 10)] == ["new"]
+        store.close()
+
+
 def test_the_hash_key_is_made_once(store: Store) -> None:
     key = store.hash_key()
     assert len(key) == 16

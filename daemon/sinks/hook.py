@@ -39,7 +39,7 @@ class Hook:
     ----------
     secret_file, ca_file, client_certificate, client_key: paths; read when the hook is made. Raises ConfigError.
     kinds: the kinds of principals that it takes.
-    protected: users that it never blocks: a name for every kind, or KIND:NAME.
+    protected: users that it never blocks, as KIND:NAME; `any` stands for every kind.
     timeout_s, give_up_s: seconds of one request, and of the attempts at one document.
     """
 
@@ -50,7 +50,7 @@ class Hook:
         self.secret = read_secret(options["secret_file"])
         self.client = Client(tls(options), options.get("timeout_s", 10))
         self._kinds = frozenset(options.get("kinds", KINDS))
-        self._protected = frozenset(options.get("protected", ()))
+        self._protected = [tuple(p.split(":", 1)) for p in options.get("protected", ())]
         self._give_up_s: float = options.get("give_up_s", 86_400)
 
     async def deliver(self, row: Row, document: Document) -> None:
@@ -90,8 +90,14 @@ class Hook:
             kind, name = split(document.user)
             if kind not in self._kinds:
                 raise Refused(f"{document.user}: this hook takes {', '.join(sorted(self._kinds))} alone")
-            if document.do == "block_user" and {name, document.user} & self._protected:
-                raise Refused(f"{document.user}: is never blocked (rail never_block_users)")
+            if document.do == "block_user":
+                self.refuse_protected(kind, name, document.user)
+
+    def refuse_protected(self, kind: str, name: str, shown: str) -> None:
+        """Raises Refused where that user is never blocked; names that differ in case alone are the same."""
+        for never, whom in self._protected:
+            if whom.lower() == name.lower() and (never == kind or "any" in (never, kind)):
+                raise Refused(f"{shown}: is never blocked (rail never_block_users)")
 
 
 def split(user: str) -> tuple[str, str]:

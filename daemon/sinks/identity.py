@@ -78,13 +78,12 @@ class IdentityProvider(Hook):
         until_s = seconds_of(document.until)
         if until_s is not None and until_s <= time.time():
             raise Refused(f"the block was over at {document.until}, before it could be made")
-        account = await self.find(*split(document.user))
+        kind, name = split(document.user)
+        account = await self.find(kind, name)
         if account is None:
             raise Refused(f"{document.user}: is not known there")
-        if account.name in self._protected:
-            raise Refused(
-                f"{document.user}: is {account.name}, who is never blocked (rail never_block_users)"
-            )
+        # What was asked for may be an id, or the name in another spelling.
+        self.refuse_protected(kind, account.name, f"{document.user} ({account.name})")
         held = self._holds.of(account.id)
         if account.active:
             # What held it before was undone by a person.
@@ -98,7 +97,12 @@ class IdentityProvider(Hook):
             self._holds.put(account.id, (*(i for i in held if i != document.id), document.id))
         else:
             return
-        await self.end_sessions(account)
+        try:
+            await self.end_sessions(account)
+        except Refused as refused:
+            raise Refused(
+                f"the account is disabled, and its sessions could not be ended: {refused}"
+            ) from None
 
     async def _unblock(self, document: Document) -> None:
         account_id = self._holds.account_of(document.id)
