@@ -285,13 +285,14 @@ class Analyser:
             self._tell_action(action)
 
     def _delivered(self, sink: str, key: str, problem: str | None) -> None:
-        """A hook took what it was sent, or never will."""
+        """A hook took what it was sent, or never will. Raises StoreError where that cannot be noted."""
         try:
             with self.store.transaction():
                 for action in self._responder.delivered(key, problem):
                     self._tell_action(action)
         except StoreError as error:
             self._complain(error)
+            raise  # the row comes again
         self._publish()
 
     def _tell_trips(self) -> None:

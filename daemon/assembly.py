@@ -43,13 +43,21 @@ def trusted_proxies(config: Config | None, rails: rails_file.Rails | None) -> tu
     return tuple(dict.fromkeys([*own, *(str(n) for n in rails.proxies)] if rails else own))
 
 
-def authz_settings(config: Config, rails: rails_file.Rails | None) -> dict[str, Any]:
-    """What the authorisation endpoint is told, as plain values (`daemon.authz.decision.Settings`)."""
+def authz_settings(
+    config: Config, rails: rails_file.Rails | None, own: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What the authorisation endpoint is told, as plain values (`daemon.authz.decision.Settings`).
+
+    `own`: this machine's addresses.
+    """
     options = config.authz
+    never = [str(network) for network, _ in rails.never()] if rails else []
     return {
         "when_unknown": options.when_unknown,
         "endpoints": {name: {"when_unknown": own.when_unknown} for name, own in options.endpoints.items()},
         "proxies": list(trusted_proxies(config, rails)),
+        "never": [*never, *own],
+        "own": ["127.0.0.0/8", "::1/128", *own],
         "headers": options.headers.model_dump(),
     }
 

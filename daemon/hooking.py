@@ -13,8 +13,8 @@ from .books import end_ns
 from .events import rfc3339
 from .store import Store
 
-HOLDING = ("told", "delivered")
-"""States of a hook that has to hear of the end, too."""
+OVER = ("", "released", "there is no such hook")
+"""States of a hook that need not hear of the end. One that failed must: it may have done half of it."""
 
 
 class HookBox:
@@ -32,7 +32,7 @@ class HookBox:
     def resume(self) -> None:
         """After a restart: whose end is still to be told."""
         for action in self._store.actions_in("done"):
-            if any(state in HOLDING for state in _hooks(action).values()):
+            if any(state not in OVER for state in _hooks(action).values()):
                 self._ends[action["id"]] = end_ns(action)
 
     def tell(self, action: dict[str, Any]) -> None:
@@ -50,7 +50,7 @@ class HookBox:
         self._ends.pop(action["id"], None)
         hooks = _hooks(action)
         for hook, state in hooks.items():
-            if state in HOLDING and self.send(action, hook, "unblock_user"):
+            if state not in OVER and self.send(action, hook, "unblock_user"):
                 hooks[hook] = "released"
         if hooks:
             action["detail"] = {**action["detail"], "hooks": hooks}

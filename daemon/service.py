@@ -304,7 +304,8 @@ class Service:
             say(
                 "authorisation: there is no deny list without the enforcer, which needs root and a rails file"
             )
-        settings = json.dumps(authz_settings(self._config, self._plan.rails))
+        own = [str(address) for address in own_addresses()]
+        settings = json.dumps(authz_settings(self._config, self._plan.rails, own))
         start = partial(start_authz, self._state, self._authz, settings, options.connections, self._authz_id)
         self._supervisor.add("authz", start)
 

@@ -64,6 +64,10 @@ class Settings(NamedTuple):
     open_endpoints: Mapping[str, bool] = {}
     """By endpoint: whether requests pass while the deny list is unknown."""
     proxies: tuple[Network, ...] = ()
+    never: tuple[Network, ...] = ()
+    """Who is never refused for an address: a wider block lets them through in the kernel, too."""
+    own: tuple[Network, ...] = ()
+    """This machine itself, which a restriction lets through."""
     headers: Headers = Headers()
 
     @classmethod
@@ -81,6 +85,8 @@ class Settings(NamedTuple):
                     for name, options in known.pop("endpoints", {}).items()
                 },
                 proxies=tuple(ip_network(text) for text in known.pop("proxies", ())),
+                never=tuple(ip_network(text) for text in known.pop("never", ())),
+                own=tuple(ip_network(text) for text in known.pop("own", ())),
                 headers=headers,
             )
             headers.table()
@@ -139,9 +145,11 @@ class Decider:
         reason = ""
         if denied.killed(endpoint):
             reason = "kill-switch"
-        elif (allowed := denied.restricted(endpoint)) is not None and not _within(clients, allowed):
+        elif (allowed := denied.restricted(endpoint)) is not None and not _within(
+            clients, (*allowed, *self._settings.own)
+        ):
             reason = "restricted"
-        elif any(denied.denied_address(address) for address in clients):
+        elif any(denied.denied_address(a) and not _within([a], self._settings.never) for a in clients):
             reason = "blocked-client"
         elif any(denied.denied_user("key", name) for name in keys):
             reason = "blocked-key"
