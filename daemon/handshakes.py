@@ -53,7 +53,7 @@ class Handshakes:
 
     def __init__(self, hash_key: bytes, sources: int = MOST_HANDSHAKES) -> None:
         self._sshd = np.array([keyed_hash(name, hash_key) for name in PARTS_OF_SSHD], np.uint64)
-        self._last: OrderedDict[tuple[int, int], int] = OrderedDict()
+        self._last: tuple[OrderedDict[int, int], OrderedDict[int, int]] = (OrderedDict(), OrderedDict())
         self._sources = sources
         self._memories = {name: (_Memory(sources), _Memory(sources)) for name in KEPT}
 
@@ -73,12 +73,13 @@ class Handshakes:
         for of, (high, low), time_ns in zip(
             family.tolist(), address.tolist(), batch.time_ns[rows].tolist(), strict=True
         ):
-            for length in LENGTHS[of]:
-                key = of, _number(of, high, low, length)
-                self._last[key] = time_ns
-                self._last.move_to_end(key)
-        while len(self._last) > 2 * self._sources:
-            self._last.popitem(last=False)
+            for last, length in zip(self._last, LENGTHS[of], strict=True):
+                key = _key(of, high, low, length)
+                last[key] = time_ns
+                last.move_to_end(key)
+        for last in self._last:
+            while len(last) > self._sources:
+                last.popitem(last=False)
 
     def lines(self, batch: AuthBatch) -> None:
         """Remembers what a log says of sshd: who logged in, and how often a login failed."""
@@ -103,18 +104,18 @@ class Handshakes:
         judged, around = self._memories[what]
         for of, (high, low), value in zip(family.tolist(), address.tolist(), made.tolist(), strict=True):
             narrow, wide = LENGTHS[of]
-            judged.add((of, _number(of, high, low, narrow)), value, within)
-            around.add((of, _number(of, high, low, wide)), value, within)
+            judged.add(_key(of, high, low, narrow), value, within)
+            around.add(_key(of, high, low, wide), value, within)
 
     def last_ns(self, source: str) -> int:
         """When a connection of this source was last seen to stand, 0 where never."""
-        family, number, _ = _place(source)
-        return self._last.get((family, number), 0)
+        key, wide = _place(source)
+        return self._last[wide].get(key, 0)
 
     def seen(self, source: str) -> Seen:
         """What is remembered of a source: an address, an IPv6 /64, or the network around it (/24, /48)."""
-        family, number, wide = _place(source)
-        made, logins, failures = (self._memories[name][wide].of((family, number)) for name in KEPT)
+        key, wide = _place(source)
+        made, logins, failures = (self._memories[name][wide].of(key) for name in KEPT)
         return Seen(
             [(_time(v), v & LOW) for v in made],
             [_time(v) for v in logins],
@@ -123,15 +124,19 @@ class Handshakes:
 
     def save(self) -> dict[str, Any]:
         return {
-            "last": _keys(self._last)
-            | {"times": np.fromiter(self._last.values(), np.int64, len(self._last))},
+            "last": [
+                {"keys": _keys(o), "times": np.fromiter(o.values(), np.int64, len(o))} for o in self._last
+            ],
             **{name: [memory.save() for memory in pair] for name, pair in self._memories.items()},
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Raises KeyError, TypeError, ValueError where the state is of another shape."""
-        last = state["last"]
-        self._last = OrderedDict(zip(_pairs(last), last["times"].tolist(), strict=True))
+        judged, around = (
+            OrderedDict(zip(saved["keys"].tolist(), saved["times"].tolist(), strict=True))
+            for saved in state["last"]
+        )
+        self._last = judged, around
         for name, pair in self._memories.items():
             for memory, saved in zip(pair, state[name], strict=True):
                 memory.load(saved)
@@ -142,9 +147,9 @@ class _Memory:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self._values: OrderedDict[tuple[int, int], array[int]] = OrderedDict()
+        self._values: OrderedDict[int, array[int]] = OrderedDict()
 
-    def add(self, key: tuple[int, int], value: int, within: int = 0) -> None:
+    def add(self, key: int, value: int, within: int = 0) -> None:
         """One more value, unless it is there or is older than the oldest of so many.
 
         `within`: ticks within which the last value takes in the low bits of this one, as a count, instead.
@@ -166,55 +171,51 @@ class _Memory:
                 del values[0]
             values.append(value)
 
-    def of(self, key: tuple[int, int]) -> list[int]:
+    def of(self, key: int) -> list[int]:
         values = self._values.get(key)
         return [] if values is None else values.tolist()
 
     def save(self) -> dict[str, Any]:
         """Keys from the one silent longest, and of each only what there is."""
         each = self._values.values()
-        return _keys(self._values) | {
+        return {
+            "keys": _keys(self._values),
             "counts": np.fromiter(map(len, each), np.uint8, len(each)),
             "values": np.frombuffer(b"".join(map(array.tobytes, each)), np.uint64).copy(),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        pairs, counts = _pairs(state), state["counts"].tolist()
+        keys, counts = state["keys"].tolist(), state["counts"].tolist()
         flat = np.asarray(state["values"], np.uint64).tobytes()
-        if len(counts) != len(pairs) or 8 * sum(counts) != len(flat):
+        if len(counts) != len(keys) or 8 * sum(counts) != len(flat):
             raise ValueError("what was remembered of handshakes is of another shape")
         if not all(1 <= count <= MOST_REMEMBERED for count in counts):
             raise ValueError("of a source, more handshakes were remembered than are now, or none")
         self._values = OrderedDict()
         ends = [8 * end for end in accumulate(counts)]
-        for pair, start, end in list(zip(pairs, [0, *ends], ends, strict=False))[-self._capacity :]:
-            self._values[pair] = array("Q", flat[start:end])
+        for key, start, end in list(zip(keys, [0, *ends], ends, strict=False))[-self._capacity :]:
+            self._values[key] = array("Q", flat[start:end])
 
 
-def _keys(of: OrderedDict[tuple[int, int], Any]) -> dict[str, Any]:
-    return {
-        "families": np.fromiter((k[0] for k in of), np.uint8, len(of)),
-        "numbers": np.fromiter((k[1] for k in of), np.uint64, len(of)),
-    }
+def _keys(of: OrderedDict[int, Any]) -> U64:
+    keys: U64 = np.fromiter(of, np.uint64, len(of))
+    return keys
 
 
-def _pairs(state: Mapping[str, Any]) -> list[tuple[int, int]]:
-    return list(zip(state["families"].tolist(), state["numbers"].tolist(), strict=True))
-
-
-def _place(source: str) -> tuple[int, int, int]:
-    """(family, number, 0 or 1): where a source stands, in the memory of what is judged or in that of what is around."""
+def _place(source: str) -> tuple[int, int]:
+    """The key of a source, and whether (1) it is that of a network around what is judged, or not (0)."""
     address, _, length = source.partition("/")
     family, high, low = address_columns(address)
     lengths = LENGTHS.get(family, LENGTHS[4])
     wide = int(length.isdecimal() and int(length) < lengths[0])
-    return family, _number(family, high, low, lengths[wide]), wide
+    return _key(family, high, low, lengths[wide]), wide
 
 
-def _number(family: int, high: int, low: int, length: int) -> int:
-    """What names a network of that length; those of two lengths have the same in ::/16 alone, where nobody is."""
-    number = low >> (32 - length) if family == 4 else high >> (64 - length)
-    return number | (length << 56 if family == 4 else 0)
+def _key(family: int, high: int, low: int, length: int) -> int:
+    """What names a network in one of the memories; IPv4 stands in ffff::/16, from where nobody can come (RFC 4291)."""
+    if family == 4:
+        return 0xFFFF << 48 | low >> (32 - length)
+    return high >> (64 - length)
 
 
 def _packed(times: I64, ports: I64) -> U64:

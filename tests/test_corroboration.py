@@ -285,7 +285,7 @@ def test_memory_is_bounded_and_the_source_that_was_silent_longest_makes_room() -
     assert made.seen("203.0.113.0").handshakes == []
     assert len(made.seen("203.0.116.249").handshakes) == 1
     saved = made.save()
-    assert all(len(memory["numbers"]) <= 64 for name in ("handshakes", "failures") for memory in saved[name])
+    assert all(len(memory["keys"]) <= 64 for name in ("handshakes", "failures") for memory in saved[name])
 
 
 def test_lines_about_invented_sources_push_no_handshake_out() -> None:
