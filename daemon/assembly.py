@@ -43,9 +43,7 @@ def trusted_proxies(config: Config | None, rails: rails_file.Rails | None) -> tu
     return tuple(dict.fromkeys([*own, *(str(n) for n in rails.proxies)] if rails else own))
 
 
-def authz_settings(
-    config: Config, rails: rails_file.Rails | None, own: Sequence[str] = ()
-) -> dict[str, Any]:
+def authz_settings(config: Config, rails: rails_file.Rails | None, own: Sequence[str] = ()) -> dict[str, Any]:
     """What the authorisation endpoint is told, as plain values (`daemon.authz.decision.Settings`).
 
     `own`: this machine's addresses.

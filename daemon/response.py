@@ -81,7 +81,7 @@ class Responder:
         *,
         mode: Literal["observe", "enforce"],
         max_action_age_s: int,
-        corroborated: Callable[[str, Mapping[str, Any]], bool],
+        corroborated: Callable[[str, Mapping[str, Any], str], bool],
         say: Callable[[str], None],
         clock: Callable[[], int] = time.time_ns,
         breaker: Callable[[Books], Breaker | None] = lambda books: None,
@@ -119,7 +119,7 @@ class Responder:
             incident
             for incident, sources in self._waiting.values()
             if (time_ns(incident["end"]) or 0) < limit_ns
-            or any(self._corroborated(s, incident) for s in sources)
+            or any(self._proves_more(s, incident) for s in sources)
         ]
 
     def forget(self, incident: str) -> None:
@@ -139,7 +139,7 @@ class Responder:
             earlier_blocks=self.books.served,
             earlier_inside=self.books.inside,
             blocked=self._blocked,
-            corroborated=lambda source: self._corroborated(source, incident),
+            corroborated=lambda source, accused: self._corroborated(source, incident, accused),
             last_action=self.books.last_action,
             acted_since=self._store.acted_since,
             asn_networks=self._carriers.geography,
@@ -429,6 +429,11 @@ class Responder:
             "detail": detail,
         }
 
+    def _proves_more(self, source: str, incident: Mapping[str, Any]) -> bool:
+        """Whether a source has been seen enough for anything that the incident accuses it, or users, of."""
+        users = incident.get("blockable_users", ())
+        return any(self._corroborated(source, incident, accused) for accused in (source, *users))
+
     def _blocked(self, target: str, ttl_s: int) -> bool:
         """Whether a block that was made for at least so long is in force, as far as the books say.
 
@@ -446,7 +451,7 @@ class Responder:
         accused = [*incident["blockable"], *incident.get("refusable", ())]
         if incident.get("blockable_users"):
             accused += incident["sources"]
-        sources = [s for s in dict.fromkeys(accused) if not self._corroborated(s, incident)]
+        sources = [s for s in dict.fromkeys(accused) if not self._proves_more(s, incident)]
         self._waiting[incident["id"]] = incident, sources
         if len(self._waiting) > MOST_WAITING:
             given_up = next(iter(self._waiting))

@@ -43,7 +43,8 @@ class DecisionContext:
 
     `earlier_blocks`: how often a target was blocked before. `earlier_inside`: how many addresses of a network were.
     `blocked`: whether a target is blocked now, for at least as long as the number of seconds. `corroborated`: whether
-    a source's connection was seen on the wire, or packets are not watched at all. `last_action`: when a playbook last
+    what is told of a source, against itself or the user `accused`, fits what was seen of it on the wire,
+    or packets are not watched at all. `last_action`: when a playbook last
     did this action to this target. `acted_since`: how many actions a playbook took since then. `asn_networks`: the
     networks of the autonomous system that an address is in, None where no database knows. `breaker`: who of those
     that lately succeeded a block would hit; None = nobody is known.
@@ -55,7 +56,7 @@ class DecisionContext:
     earlier_blocks: Callable[[str], int] = _zero
     earlier_inside: Callable[[str], int] = _zero
     blocked: Callable[[str, int], bool] = lambda target, ttl_s: False
-    corroborated: Callable[[str], bool] = lambda source: True
+    corroborated: Callable[[str, str], bool] = lambda source, accused: True
     last_action: Callable[[str, str, str], int | None] = _nothing
     acted_since: Callable[[str, int], int] = _zero
     asn_networks: Callable[[str], Sequence[str] | None] = _nothing
@@ -107,8 +108,14 @@ class Case:
         sources = unproven(self.incident, named, key)
         if sources is None:
             return False
-        proving = sources if key == "blockable_users" else [named]
-        return not any(map(self.context.corroborated, proving))
+        if key == "blockable_users":
+            return not any(self.context.corroborated(source, named) for source in sources)
+        return not self.context.corroborated(named, named)
+
+    def hits_nobody(self, network: str) -> bool:
+        """Whether nobody who lately succeeded is in a network."""
+        breaker = self.context.breaker
+        return breaker is None or not breaker.source(network, self.context.now_ns).names
 
     def open_state(self, approval: Approval, doing: str) -> tuple[State, str]:
         """What becomes of an action against which nothing stands but time, mode and people."""
@@ -121,7 +128,7 @@ class Case:
         return "act", doing
 
 
-FORGEABLE = "the log could be forged: waits until the packet collector sees a handshake"
+FORGEABLE = "the log could be forged: waits until the packet collector sees the connections that it tells of"
 
 
 def texts(document: Mapping[str, Any], key: str) -> list[str]:

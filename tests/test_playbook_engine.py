@@ -136,17 +136,17 @@ def test_an_incident_without_a_time_is_not_acted_upon(end: object) -> None:
 
 def test_evidence_that_could_be_forged_waits_for_the_wire() -> None:
     forged = incident(findings=[{"provenance": 1, "blockable": [SOURCE]}])
-    (decision,) = decide(about=forged, corroborated=lambda source: False)
+    (decision,) = decide(about=forged, corroborated=lambda source, accused: False)
     assert (decision.state, decision.approval) == ("wait", "none")
-    assert states(decide(about=forged, corroborated=lambda source: source == SOURCE)) == ["act"]
-    assert states(decide(corroborated=lambda source: False)) == ["act"]
+    assert states(decide(about=forged, corroborated=lambda source, accused: source == SOURCE)) == ["act"]
+    assert states(decide(corroborated=lambda source, accused: False)) == ["act"]
 
 
 def test_the_provenance_of_another_source_proves_nothing() -> None:
     mixed = incident(
         findings=[{"provenance": 3, "blockable": ["192.0.2.1"]}, {"provenance": 1, "blockable": [SOURCE]}]
     )
-    assert states(decide(about=mixed, corroborated=lambda source: False)) == ["wait"]
+    assert states(decide(about=mixed, corroborated=lambda source, accused: False)) == ["wait"]
 
 
 def test_the_engine_knows_the_provenance_of_the_journal() -> None:

@@ -53,7 +53,7 @@ def responder(store: Store, link: EnforcerLink | None = None, **more: Any) -> Re
     values: dict[str, Any] = {
         "mode": "observe",
         "max_action_age_s": 600,
-        "corroborated": lambda source, incident: True,
+        "corroborated": lambda source, incident, accused: True,
         "say": lambda text: None,
     }
     return Responder(Engine(load_playbooks()), store, Carriers(enforcer=link), **(values | more))
@@ -80,7 +80,7 @@ def test_what_was_only_observed_is_done_once_enforcing_is_on(store: Store) -> No
 
 def test_a_source_that_may_be_forged_waits_until_it_shook_hands(store: Store) -> None:
     seen: set[str] = set()
-    made = responder(store, mode="enforce", corroborated=lambda source, incident: source in seen)
+    made = responder(store, mode="enforce", corroborated=lambda source, incident, accused: source in seen)
     [action] = made.decide(incident())
     assert action["state"] == "waiting"
     assert [i["id"] for i in made.waiting] == ["0123456789abcdef"]
@@ -213,7 +213,10 @@ def test_a_source_that_an_operator_unblocked_is_blocked_anew_when_it_goes_on(
 
 def test_after_a_restart_it_waits_on_and_what_failed_is_asked_again(store: Store, tmp_path: Path) -> None:
     seen: set[str] = set()
-    asking: dict[str, Any] = {"mode": "enforce", "corroborated": lambda source, incident: source in seen}
+    asking: dict[str, Any] = {
+        "mode": "enforce",
+        "corroborated": lambda source, incident, accused: source in seen,
+    }
     said = incident()
     store.save_incident(said, {}, 1, 2, 3)
     responder(store, **asking).decide(said)
@@ -231,14 +234,16 @@ def test_after_a_restart_it_waits_on_and_what_failed_is_asked_again(store: Store
 def test_only_whom_it_waits_for_makes_an_incident_due(store: Store) -> None:
     two = ["203.0.113.7", "203.0.113.8"]
     said = incident(sources=two, blockable=two, findings=[{"blockable": two, "provenance": 1}])
-    made = responder(store, mode="enforce", corroborated=lambda source, incident: source == two[0])
+    made = responder(store, mode="enforce", corroborated=lambda source, incident, accused: source == two[0])
     assert [a["state"] for a in made.decide(said)] == ["pending", "waiting"]
     assert made.due() == []
 
 
 def test_what_waited_too_long_is_given_up_and_says_why(store: Store) -> None:
     now_ns = time.time_ns()
-    made = responder(store, mode="enforce", corroborated=lambda source, incident: False, clock=lambda: now_ns)
+    made = responder(
+        store, mode="enforce", corroborated=lambda source, incident, accused: False, clock=lambda: now_ns
+    )
     made.decide(incident())
     now_ns += 700 * SECOND
     [action] = made.decide(made.due()[0])
@@ -248,7 +253,7 @@ def test_what_waited_too_long_is_given_up_and_says_why(store: Store) -> None:
 
 
 def test_about_a_closed_incident_nothing_is_done(store: Store) -> None:
-    made = responder(store, mode="enforce", corroborated=lambda source, incident: False)
+    made = responder(store, mode="enforce", corroborated=lambda source, incident, accused: False)
     made.decide(incident())
     made.forget(incident()["id"])
     assert made.waiting == []
@@ -301,7 +306,9 @@ def test_too_many_waiting_incidents_give_up_the_oldest_and_say_so(
 ) -> None:
     monkeypatch.setattr("gatewatch.daemon.response.MOST_WAITING", 2)
     said: list[str] = []
-    made = responder(store, mode="enforce", corroborated=lambda source, incident: False, say=said.append)
+    made = responder(
+        store, mode="enforce", corroborated=lambda source, incident, accused: False, say=said.append
+    )
     for n in range(3):
         made.decide(incident(id=f"{n:016x}"))
     assert [i["id"] for i in made.waiting] == [f"{1:016x}", f"{2:016x}"]
@@ -323,7 +330,7 @@ def test_a_fault_in_the_engine_does_not_silence_the_incident(store: Store) -> No
         Carriers(),
         mode="observe",
         max_action_age_s=600,
-        corroborated=lambda source, incident: True,
+        corroborated=lambda source, incident, accused: True,
         say=said.append,
     )
     assert made.decide(incident()) == []

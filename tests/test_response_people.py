@@ -48,7 +48,7 @@ def responder(
     values: dict[str, Any] = {
         "mode": "enforce",
         "max_action_age_s": 600,
-        "corroborated": lambda source, incident: True,
+        "corroborated": lambda source, incident, accused: True,
         "say": lambda text: None,
     }
     return Responder(Engine([book]), store, carriers or Carriers(), **(values | more))

@@ -101,7 +101,7 @@ def test(
             now_ns,
             tried,
             earlier_blocks=lambda target: earlier,
-            corroborated=lambda source: not uncorroborated,
+            corroborated=lambda source, accused: not uncorroborated,
             breaker=Breaker(dict.fromkeys(good or (), 0), share=options.share, spared=options.spared),
         )
         decisions = engine.decide(found, context)

@@ -58,7 +58,7 @@ class BlockSource(Step):
         ge=0,
         le=1000,
         description="Where so many addresses of the same /24 (IPv4) or /48 (IPv6) were blocked in the last thirty "
-        "days, all of it is blocked; 0 = never.",
+        "days, all of it is blocked, unless somebody in it lately succeeded; 0 = never.",
     )
     asn: bool = Field(
         default=False,
@@ -106,7 +106,8 @@ class BlockSource(Step):
             return list(networks), ""
         if self.widen_after:
             wide = block_target(source, Prefix(ipv4=24, ipv6=48))
-            if wide is not None and case.context.earlier_inside(wide) >= self.widen_after:
+            known = wide is not None and case.context.earlier_inside(wide) >= self.widen_after
+            if wide is not None and known and case.hits_nobody(wide):
                 return [wide], ""
         return [target], ""
 
