@@ -174,9 +174,9 @@ PIECES: tuple[Piece, ...] = (
 
 
 @st.composite
-def sites(draw: Draw) -> list[Event]:
-    """A few days of one site, in the order of time: people first, then two to five other pieces."""
+def sites(draw: Draw, sure: tuple[Piece, ...] = ()) -> list[Event]:
+    """A few days of one site, in the order of time: people first, then `sure` and two to five other pieces."""
     events = _people(draw, 0)
-    for piece in draw(st.lists(st.sampled_from(PIECES), min_size=2, max_size=5)):
+    for piece in (*sure, *draw(st.lists(st.sampled_from(PIECES), min_size=2, max_size=5))):
         events += piece(draw, draw(st.integers(0, 60 * HOUR)))
     return sorted(events, key=lambda event: event["at"])
