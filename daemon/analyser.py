@@ -18,6 +18,7 @@ from typing import Any
 
 from ..config.values import duration_text
 from ..detectors.finding import Finding
+from ..playbooks.actions.block_source import MOST_NETWORKS_OF_AS
 from ..playbooks.breaker import Breaker
 from ..playbooks.engine import Engine
 from . import recovery
@@ -66,7 +67,9 @@ class Analyser:
         self.store = Store.open(parts.state / "analyser" / "gatewatch.db")
         self._hash_key = self.store.hash_key()
         self.feeds = self._make_feeds()
-        self._geography = build_geography(parts.config, patient=True)
+        self._geography = build_geography(
+            parts.config, patient=True, index_systems=any(p.uses_systems() for p in parts.playbooks)
+        )
         for problem in self._geography.refresh() if self._geography is not None else ():
             parts.say(problem)
         self._detection = self._make_detection()
@@ -85,6 +88,7 @@ class Analyser:
                 commands=_commands(parts),
                 evidence=Evidence(parts.state / "analyser" / "evidence"),
                 hooks=frozenset(parts.config.hooks),
+                geography=self._networks_of_system,
             ),
             mode="enforce" if parts.mode == "enforce" else "observe",
             max_action_age_s=parts.config.detection.max_action_age_s,
@@ -265,6 +269,11 @@ class Analyser:
             asyncio.get_running_loop().remove_reader(self._packets.fileno())
             self._packets.close()
             self._packets = None
+
+    def _networks_of_system(self, source: str) -> list[str] | None:
+        if self._geography is None:
+            return None
+        return self._geography.networks_around(source, MOST_NETWORKS_OF_AS)
 
     def _breaker(self, books: Books) -> Breaker:
         """Who succeeded lately, and what is blocked: by the list that the enforcer publishes, and by the books."""

@@ -106,16 +106,19 @@ def detection_settings(
     )
 
 
-def build_geography(config: Config | None, *, patient: bool = False) -> Geography | None:
+def build_geography(
+    config: Config | None, *, patient: bool = False, index_systems: bool = False
+) -> Geography | None:
     """The databases of places; None where none is configured. Raises ConfigError naming the file, unless `patient`:
-    then the first `refresh` reads them, or says what is wrong.
+    then the first `refresh` reads them, or says what is wrong. `index_systems`: see Geography.
     """
     if config is None or not (config.detection.geo.city or config.detection.geo.asn):
         return None
     from .geography import Geography
 
     city, asn = config.detection.geo.city, config.detection.geo.asn
-    return Geography(Path(city) if city else None, Path(asn) if asn else None, patient=patient)
+    files = (Path(city) if city else None, Path(asn) if asn else None)
+    return Geography(*files, patient=patient, index_systems=index_systems)
 
 
 def build_detection(

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv6Address
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,15 @@ import numpy as np
 from ..detectors.profiles import packed
 from .errors import ConfigError
 from .events import I64, U8, U64
+from .systems import DEPTH, Systems
 
 MOST_BYTES = 1 << 30
 MOST_CACHED = 65_536
 """Addresses whose answer is kept; the one kept longest goes first."""
 ACCURACY_KM = 100
 """Taken where a database has places and does not say how exact they are."""
+
+REMEDY = "detection.geo takes databases in MaxMind's format (.mmdb), such as GeoLite2 City and ASN"
 
 _HALF = np.uint64(32)
 
@@ -39,11 +43,16 @@ class Geography:
 
     Parameters: `city` and `asn` (files, or None). Either may be of either kind, or hold both. Where one cannot be
     read, a `patient` one is without it until `refresh` can read it; else ConfigError names the file. Everything
-    is read in the constructor and in `refresh`; `columns` opens nothing.
+    is read in the constructor and in `refresh`; `columns` opens nothing. `index_systems`: `networks_around` will be
+    asked, so the networks of each autonomous system in `asn` are listed then, too, which takes a second or two.
     """
 
-    def __init__(self, city: Path | None, asn: Path | None, *, patient: bool = False) -> None:
-        self._databases = [_Database(path, patient) for path in (city, asn) if path is not None]
+    def __init__(
+        self, city: Path | None, asn: Path | None, *, patient: bool = False, index_systems: bool = False
+    ) -> None:
+        self._city = [_Database(city, patient)] if city is not None else []
+        self._asn = [_Database(asn, patient, index_systems)] if asn is not None else []
+        self._databases = [*self._city, *self._asn]
         self._cache: dict[int, Answer] = {}  # by IPv4 address, or the first half of an IPv6 address
 
     def columns(self, address: U64, family: U8) -> tuple[I64, I64, I64]:
@@ -63,6 +72,26 @@ class Geography:
         places[placed, 2] = networks[placed].view(np.int64)
         places[placed, 3] = family[placed]
         return found[:, 0].copy(), found[:, 1].copy(), places
+
+    def networks_around(self, address: str, most: int) -> list[str] | None:
+        """The /24 networks (of IPv6 the /48) of the autonomous system that an address or network is in, its own first.
+
+        None where its system is unknown. A system of more than `most` gives `most + 1`, so that whoever asks sees that
+        it is too large. Only whole networks of its family are told. `address` that is none: None.
+        """
+        try:
+            network = ip_network(address, strict=False)
+        except ValueError:
+            return None
+        for database in self._asn:
+            system = _system(database.record(network.network_address))
+            if not system or database.systems is None:
+                continue
+            length = DEPTH[network.version]
+            own = str(network.supernet(new_prefix=length)) if network.prefixlen >= length else ""
+            found = database.systems.networks(system, network.version, most + 1)
+            return ([own] if own else []) + [n for n in found if n != own][: most + 1 - bool(own)]
+        return None
 
     def refresh(self) -> list[str]:
         """Takes files that were replaced. Returns what is wrong, each once; then the former content stays."""
@@ -95,16 +124,18 @@ class Geography:
 class _Database:
     """One file. `fresh`: the last `refresh` read it anew."""
 
-    def __init__(self, path: Path, patient: bool) -> None:
+    def __init__(self, path: Path, patient: bool, index_systems: bool = False) -> None:
         self.path = path
         self.fresh = False
+        self.systems: Systems | None = None
+        self._index_systems = index_systems
         self._identity = ""
         self._said = ""
         self._damaged = False
         self._reader: Any = None
         if not patient:
             self._identity = _identity(path)
-            self._reader = _open(path)
+            self._take(path)
 
     @property
     def built_s(self) -> int:
@@ -127,7 +158,7 @@ class _Database:
             identity = _identity(self.path)
             if identity != self._identity:
                 self._identity = identity
-                self._reader = _open(self.path)
+                self._take(self.path)
                 self.fresh, self._damaged, self._said, problem = True, False, "", ""
             elif self._said and not problem:
                 return []
@@ -141,6 +172,33 @@ class _Database:
         self._said = problem
         return [problem]
 
+    def _take(self, path: Path) -> None:
+        """Reads the file, and lists its systems where they are wanted. Raises ConfigError; then nothing changed."""
+        reader, content = _open(path, self._index_systems)
+        if self._index_systems:
+            metadata = reader.metadata()
+            try:
+                self.systems = Systems(
+                    content,
+                    nodes=int(metadata.node_count),
+                    record_bits=int(metadata.record_size),
+                    version=metadata.ip_version,
+                    system=partial(_system_of, reader),
+                )
+            except Exception as error:
+                raise ConfigError(
+                    f"{path}: the networks of its systems cannot be listed: {error}", remedy=REMEDY
+                ) from error
+        self._reader = reader
+
+
+def _system_of(reader: Any, address: IPv4Address | IPv6Address) -> int:
+    try:
+        found = reader.get(address)
+    except Exception:
+        return 0
+    return _system(found) if isinstance(found, dict) else 0
+
 
 def _identity(path: Path) -> str:
     try:
@@ -152,16 +210,18 @@ def _identity(path: Path) -> str:
     return f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_mtime_ns}"
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path, whole: bool = False) -> tuple[Any, bytes]:
+    """A reader, and with `whole` what the file holds."""
     import maxminddb
 
-    remedy = "detection.geo takes databases in MaxMind's format (.mmdb), such as GeoLite2 City and ASN"
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size > MOST_BYTES:
-                raise ConfigError(f"{path}: {size:,} bytes; at most {MOST_BYTES:,} are read", remedy=remedy)
+                raise ConfigError(f"{path}: {size:,} bytes; at most {MOST_BYTES:,} are read", remedy=REMEDY)
             reader = maxminddb.open_database(file, maxminddb.MODE_FD)
+            file.seek(0)
+            content = file.read(MOST_BYTES) if whole else b""
         metadata = reader.metadata()
         if metadata.ip_version not in (4, 6) or not 0 <= int(metadata.build_epoch) < 1 << 40:
             raise ValueError("its metadata makes no sense")
@@ -173,8 +233,8 @@ def _open(path: Path) -> Any:
         raise
     except Exception as error:
         said = str(error).replace(f" ({path})", "").strip() or type(error).__name__
-        raise ConfigError(f"{path}: no database of places: {said}", remedy=remedy) from error
-    return reader
+        raise ConfigError(f"{path}: no database of places: {said}", remedy=REMEDY) from error
+    return reader, content
 
 
 def _within(record: Any, *names: str) -> Any:

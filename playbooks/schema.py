@@ -67,6 +67,10 @@ class Playbook(Options):
         touched = (s.endpoint for s in self.then if isinstance(s, KillSwitch | RestrictEndpoint))
         return {*self.when.endpoints, *touched}
 
+    def uses_systems(self) -> bool:
+        """Whether a step blocks whole autonomous systems."""
+        return any(isinstance(step, BlockSource) and step.asn for step in self.then)
+
     def file_form(self) -> dict[str, Any]:
         """As it would stand in a file."""
         return self.model_dump(mode="json")

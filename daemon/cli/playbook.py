@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json as json_format
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ConfigError, InputError
+from ..errors import ConfigError, InputError, UsageError
 from .options import ConfigOption, JsonOption, StateOption, load_config
 
+if TYPE_CHECKING:
+    from ...config.schema import Config
+    from ...playbooks.breaker import Breaker
+    from ...playbooks.schema import Playbook
+
 MOST_BYTES = 16 << 20
+MOST_ALIKE = 4
+"""How many targets for which the same is decided are named."""
 
 
 def register(app: typer.Typer) -> None:
@@ -48,7 +56,9 @@ def check(
 
 
 def test(
-    playbook: Annotated[Path, typer.Argument(metavar="PLAYBOOK", help="The playbook file.")],
+    playbook: Annotated[
+        Path, typer.Argument(metavar="PLAYBOOK", help="The playbook file, or the name of one in use.")
+    ],
     incident: Annotated[
         str,
         typer.Argument(
@@ -63,58 +73,175 @@ def test(
     earlier: Annotated[
         int, typer.Option(metavar="N", min=0, help="As if each target had been blocked so often before.")
     ] = 0,
+    age: Annotated[
+        str, typer.Option(metavar="TIME", help="As if the incident's last event were so long ago: 30s, 1h.")
+    ] = "0s",
     good: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="CLIENT", help="As if this client had succeeded the day before; may be given again."
+            metavar="WHO",
+            help="As if this client (an address) or user had succeeded the day before, for the circuit breaker; may "
+            "be given again.",
         ),
     ] = None,
     uncorroborated: Annotated[
-        bool, typer.Option("--uncorroborated", help="As if no source had been seen on the wire.")
+        bool,
+        typer.Option(
+            "--uncorroborated", help="As if packets were watched and no source had been seen there."
+        ),
     ] = False,
+    format: Annotated[
+        str | None, typer.Option(metavar="FORMAT", help="The format of a log; default: seen from its lines.")
+    ] = None,
     config: ConfigOption = None,
     state: StateOption = None,
     json: JsonOption = False,
 ) -> None:
     """Show what a playbook would decide on an incident, and why; nothing is done.
 
-    The time is taken to be that of the incident's last event. Where there are several incidents, each is tried.
+    Where there are several incidents, each is tried by itself, a moment after its last event. docs/playbooks.md
+    explains the states and the fields of `--json`.
     """
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
-    from ...playbooks.breaker import Breaker
+    from ...config.values import parse_duration
     from ...playbooks.decisions import DecisionContext, time_ns
-    from ...playbooks.engine import Engine, mismatch
-    from ...playbooks.loader import load_playbook
-    from .output import emit
+    from ...playbooks.engine import Engine
+    from ..events import NS_PER_S
+    from .output import json_line, printable, say
 
     if mode not in ("observe", "enforce"):
         raise typer.BadParameter("observe or enforce", param_hint="--mode")
-    tried: Literal["observe", "enforce"] = "observe" if mode == "observe" else "enforce"
-    loaded = load_playbook(playbook)
+    try:
+        age_ns = parse_duration(age) * NS_PER_S
+    except ValueError as error:
+        raise UsageError(f"--age {age}: {error}") from None
+    settings = load_config(config, state)
+    loaded = playbook_of(playbook, settings)
+    if not loaded.enabled:
+        say(f"{loaded.name} is not enabled; it is tried as if it were")
+        loaded = loaded.model_copy(update={"enabled": True})
     engine = Engine([loaded])
-    rows: list[dict[str, Any]] = []
-    for found in incidents_of(incident, config, state):
-        now_ns = time_ns(str(found.get("end"))) or 0
-        options = load_config(config, state).response.breaker
-        context = DecisionContext(
-            now_ns,
-            tried,
-            earlier_blocks=lambda target: earlier,
-            corroborated=lambda source, accused: not uncorroborated,
-            breaker=Breaker(dict.fromkeys(good or (), 0), share=options.share, spared=options.spared),
-        )
-        decisions = engine.decide(found, context)
-        rows += [{"incident": found.get("id"), **asdict(d)} for d in decisions]
+    context = DecisionContext(
+        0,
+        "observe" if mode == "observe" else "enforce",
+        max_action_age_s=settings.detection.max_action_age_s,
+        earlier_blocks=lambda target: earlier,
+        corroborated=lambda source, accused: not uncorroborated,
+        asn_networks=systems_of(loaded, settings),
+    )
+    for found in incidents_of(incident, config, state, format):
+        now_ns = (time_ns(str(found.get("end"))) or 0) + age_ns
+        # What one incident adds to the circuit breaker is no business of the next one.
+        tried = replace(context, now_ns=now_ns, breaker=breaker_of(good or (), settings))
+        decisions = [{"incident": found.get("id"), **asdict(d)} for d in engine.decide(found, tried)]
         if not decisions:
-            why = (
-                mismatch(loaded, found) or "the incident is closed, or the playbook asks for repeated offence"
-            )
-            rows.append({"incident": found.get("id"), "playbook": loaded.name, "state": "none", "why": why})
-    emit(rows, json, ("incident", "action", "target", "ttl_s", "approval", "state", "why", "hits"))
+            why = why_nothing(loaded, found)
+            decisions = [{"incident": found.get("id"), "playbook": loaded.name, "state": "none", "why": why}]
+        lines = map(json_line, decisions) if json else map(printable, decided_text(found, decisions))
+        print("\n".join(lines))
 
 
-def incidents_of(name: str, config: Path | None, state: Path | None) -> list[dict[str, Any]]:
+def playbook_of(path: Path, settings: Config) -> Playbook:
+    """The playbook in a file, or the one in use of that name. Raises ConfigError."""
+    from ...playbooks.loader import load_playbook, load_playbooks
+
+    options = settings.playbooks
+    if path.exists() or path.name != str(path) or path.suffix in (".yaml", ".yml"):
+        return load_playbook(path)
+    known = {p.name: p for p in load_playbooks(options.directories, shipped=options.shipped)}
+    if path.name not in known:
+        raise ConfigError(
+            f"{path}: no such file, and no playbook in use has that name", remedy=f"known: {', '.join(known)}"
+        )
+    return known[path.name]
+
+
+def breaker_of(good: Iterable[str], settings: Config) -> Breaker:
+    """The circuit breaker as it would be, had these clients and users succeeded."""
+    from ipaddress import ip_address
+
+    from ...playbooks.breaker import Breaker
+
+    clients, users = {}, {}
+    for name in good:
+        try:
+            clients[str(ip_address(name))] = 0
+        except ValueError:
+            users[name] = 0
+    options = settings.response.breaker
+    return Breaker(clients, users, share=options.share, spared=options.spared)
+
+
+def systems_of(playbook: Playbook, settings: Config) -> Callable[[str], list[str] | None]:
+    """What says which networks are of the same autonomous system, where the playbook asks. Raises ConfigError."""
+    if not playbook.uses_systems():
+        return lambda source: None
+    from ...playbooks.actions.block_source import MOST_NETWORKS_OF_AS
+    from ..assembly import build_geography
+
+    places = build_geography(settings, index_systems=True)
+    return lambda source: None if places is None else places.networks_around(source, MOST_NETWORKS_OF_AS)
+
+
+def why_nothing(playbook: Playbook, incident: Mapping[str, Any]) -> str:
+    """Why nothing is decided on an incident, not even to skip something."""
+    from ...playbooks.engine import mismatch
+
+    if incident.get("status") == "closed":
+        return "the incident is closed"
+    repeats = playbook.when.repeats
+    return mismatch(playbook, incident) or (
+        f"nobody of it was blocked {repeats} times before: see --earlier" if repeats else "it names nobody"
+    )
+
+
+STATES = {
+    "act": "done at once",
+    "would": "would be done",
+    "wait": "waits",
+    "skip": "not done",
+    "none": "nothing",
+}
+
+
+def decided_text(incident: Mapping[str, Any], decisions: list[dict[str, Any]]) -> list[str]:
+    """An incident and what is decided, for people: what is done to whom, and why; alike ones together."""
+    from ...config.values import duration_text
+
+    title = incident.get("title") or incident.get("kind") or "an incident"
+    lines = [
+        f"{incident.get('id')}  {incident.get('priority')} {incident.get('kind')}, confidence "
+        f"{incident.get('confidence')}: {title}"
+    ]
+    alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for made in decisions:
+        key = tuple(map(made.get, ("state", "action", "ttl_s", "approval", "why", "hits")))
+        alike.setdefault((*key, str(made.get("detail"))), []).append(made)
+    for group in alike.values():
+        first = group[0]
+        if "action" not in first:
+            lines.append(f"  {STATES['none']:13}{first['why']}")
+            continue
+        targets = ", ".join(str(made["target"]) for made in group[:MOST_ALIKE])
+        more = f" and {len(group) - MOST_ALIKE} more" if len(group) > MOST_ALIKE else ""
+        lasting = f" for {duration_text(first['ttl_s'])}" if first["ttl_s"] else ""
+        lines.append(f"  {STATES[first['state']]:13}{first['action']} {targets}{more}{lasting}")
+        why = "" if first["why"] == lasting.strip() else first["why"]
+        said = {"why": why, "hits": ", ".join(first["hits"]), **first["detail"]}
+        if first["approval"] != "none" and first["state"] != "skip":
+            said["asks"] = "two different people" if first["approval"] == "two" else "a person"
+        lines += [f"  {'':13}  {name}: {_said(value)}" for name, value in said.items() if value]
+    return lines
+
+
+def _said(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, Mapping) else str(value)
+
+
+def incidents_of(
+    name: str, config: Path | None, state: Path | None, format: str | None = None
+) -> list[dict[str, Any]]:
     """The incidents that `name` stands for: those of a file, of a log that is replayed, or one of the store.
 
     Raises InputError, StoreError.
@@ -131,16 +258,24 @@ def incidents_of(name: str, config: Path | None, state: Path | None) -> list[dic
             many = "several incidents begin" if found else "no incident begins"
             raise InputError(f"{many} with {name}", remedy="`gatewatch incidents list` shows their ids")
         return found
-    if _holds_incidents(path):
+    if format is None and _holds_incidents(path):
         return read_incidents(name)
     from ..replay import Replay
+    from .output import say
     from .replay import config_or_none
 
-    run = Replay(config_or_none(config))
+    run = Replay(config_or_none(config), format=format)
     run.read(name)
     incidents = run.incidents()
+    read = run.summary
+    for problem in read.problems:
+        say(problem)
+    if not incidents and read.lines == read.unparsed and not read.packets:
+        what = "no line is understood" if read.lines else "it is empty"
+        raise InputError(f"{name}: {what}", remedy=f"see `gatewatch parse {name}`")
     if not incidents:
-        raise InputError(f"{name}: no incident is found in it", remedy=f"see `gatewatch parse {name}`")
+        count = f"{read.packets:,} packets" if read.packets else f"{read.lines:,} lines"
+        say(f"{name}: no incident is found in its {count}: there is nothing to decide")
     return incidents
 
 
