@@ -1,7 +1,7 @@
 """Which networks belong to the same autonomous system: an index of a database in MaxMind's format.
 
-The search tree is walked as columns, level by level: node by node it would hold the interpreter for many seconds,
-and a damaged tree, in which a branch leads back to an earlier one, could be walked for ever. Levels and rows are bounded.
+The search tree is walked as columns, level by level: node by node it would hold the interpreter for many seconds, and
+a damaged tree, in which a branch leads back to an earlier one, could be walked for ever. Levels and rows are bounded.
 
 Format: MaxMind DB File Format Specification 2.0, section "Binary Search Tree Section".
 """
@@ -52,8 +52,8 @@ class Systems:
         found: list[str] = []
         depth = DEPTH[version]
         for start, length in zip(starts[first:last].tolist(), lengths[first:last].tolist(), strict=True):
-            for number in range(start, min(start + (1 << depth - length), start + most - len(found))):
-                found.append(str(_network(version, number)))
+            count = min(1 << depth - length, most - len(found))
+            found += [str(_network(version, number)) for number in range(start, start + count)]
             if len(found) >= most:
                 break
         return found

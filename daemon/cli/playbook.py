@@ -210,10 +210,8 @@ def decided_text(incident: Mapping[str, Any], decisions: list[dict[str, Any]]) -
     from ...config.values import duration_text
 
     title = incident.get("title") or incident.get("kind") or "an incident"
-    lines = [
-        f"{incident.get('id')}  {incident.get('priority')} {incident.get('kind')}, confidence "
-        f"{incident.get('confidence')}: {title}"
-    ]
+    priority, kind, confidence = map(incident.get, ("priority", "kind", "confidence"))
+    lines = [f"{incident.get('id')}  {priority} {kind}, confidence {confidence}: {title}"]
     alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for made in decisions:
         key = tuple(map(made.get, ("state", "action", "ttl_s", "approval", "why", "hits")))
