@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..config.document import read_document, validated
+from ..config.document import Document, read_document, validated
 from ..daemon.errors import ConfigError
 from .actions.block_source import BlockSource
 from .actions.block_user import BlockUser
@@ -17,6 +17,11 @@ MOST_PLAYBOOKS = 1000
 
 def load_playbook(path: Path | str) -> Playbook:
     """One playbook. Raises ConfigError that names file, line and key."""
+    return read_playbook(path)[0]
+
+
+def read_playbook(path: Path | str) -> tuple[Playbook, Document]:
+    """As `load_playbook`, with the line of each key."""
     document = read_document(Path(path))
     playbook = validated(Playbook, document)
     wrong = [
@@ -26,7 +31,7 @@ def load_playbook(path: Path | str) -> Playbook:
     ]
     if wrong:
         raise ConfigError("\n".join(wrong))
-    return playbook
+    return playbook, document
 
 
 def playbook_files(directories: Iterable[Path | str] = (), *, shipped: bool = True) -> list[Path]:
@@ -50,21 +55,28 @@ def load_playbooks(directories: Iterable[Path | str] = (), *, shipped: bool = Tr
 
     Raises ConfigError with the problems of all files, one a line.
     """
+    return [playbook for playbook, _ in read_playbooks(directories, shipped=shipped)]
+
+
+def read_playbooks(
+    directories: Iterable[Path | str] = (), *, shipped: bool = True
+) -> list[tuple[Playbook, Document]]:
+    """As `load_playbooks`, with the line of each key."""
     files = playbook_files(directories, shipped=shipped)
     if len(files) > MOST_PLAYBOOKS:
         raise ConfigError(f"{len(files)} playbooks", remedy=f"at most {MOST_PLAYBOOKS} are read")
-    found: dict[str, tuple[Playbook, Path]] = {}
+    found: dict[str, tuple[Playbook, Document, Path]] = {}
     wrong: list[str] = []
     for path in files:
         try:
-            playbook = load_playbook(path)
+            playbook, document = read_playbook(path)
         except ConfigError as error:
             wrong.append(str(error))
             continue
         former = found.get(playbook.name)
-        if former is not None and former[1].parent == path.parent:
-            wrong.append(f"{path}:1: name: {playbook.name!r} is also the name of {former[1].name}")
-        found[playbook.name] = playbook, path
+        if former is not None and former[2].parent == path.parent:
+            wrong.append(f"{path}:1: name: {playbook.name!r} is also the name of {former[2].name}")
+        found[playbook.name] = playbook, document, path
     if wrong:
         raise ConfigError("\n".join(wrong))
-    return [found[name][0] for name in sorted(found) if found[name][0].enabled]
+    return [found[name][:2] for name in sorted(found) if found[name][0].enabled]

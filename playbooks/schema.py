@@ -13,9 +13,7 @@ from ..config.schema import Options
 from ..config.values import Duration, Name, Number
 from ..detectors.finding import Kind
 from .actions.block_source import BlockSource, Prefix
-from .actions.kill_switch import KillSwitch
 from .actions.registry import AnyStep
-from .actions.restrict_endpoint import RestrictEndpoint
 
 __all__ = ["PRIORITIES", "BlockSource", "Limits", "Playbook", "Prefix", "Priority", "When"]
 
@@ -61,11 +59,6 @@ class Playbook(Options):
         default=300,
         description="The same action on the same target is not repeated before so much time passed.",
     )
-
-    def endpoints(self) -> set[str]:
-        """Every endpoint that it names."""
-        touched = (s.endpoint for s in self.then if isinstance(s, KillSwitch | RestrictEndpoint))
-        return {*self.when.endpoints, *touched}
 
     def uses_systems(self) -> bool:
         """Whether a step blocks whole autonomous systems."""

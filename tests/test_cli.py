@@ -199,17 +199,6 @@ def test_an_unknown_detector_option_fails_the_check(configured: Path, capsys) ->
     assert "gatewatch.yaml:4: detectors.brute_force.treshold: no such option" in said
 
 
-def test_a_playbook_that_names_an_unknown_endpoint_fails_the_check(tmp_path: Path, capsys) -> None:
-    assert main(["config", "init", "--directory", str(tmp_path)]) == 0
-    (tmp_path / "gatewatch.yaml").write_text("playbooks: {directories: [books]}\n")
-    (tmp_path / "books").mkdir()
-    (tmp_path / "books" / "mine.yaml").write_text(
-        "name: mine\nthen: [{action: kill_switch, endpoint: nowhere}]\n"
-    )
-    assert main(["config", "check", str(tmp_path / "gatewatch.yaml")]) == 2
-    assert "no endpoint 'nowhere', which playbook mine names" in capsys.readouterr().err
-
-
 def test_the_effective_configuration_says_where_each_value_comes_from(configured: Path, capsys) -> None:
     path = configured / "gatewatch.yaml"
     path.write_text("store:\n  snapshot_s: 5\n")
@@ -323,50 +312,6 @@ def test_a_capture_that_is_cut_short_is_shown_as_far_as_it_goes(configured: Path
     assert json.loads(said.out)["source"] == "1.2.3.4"
     assert said.err.startswith(f"gatewatch: {capture}: offset {24 + len(record)}: ")
     assert said.err.count("\n") == 1
-
-
-def test_a_playbook_is_tried_on_an_incident(tmp_path: Path, capsys) -> None:
-    (tmp_path / "incident.json").write_text(
-        json.dumps(
-            {
-                "id": "ab",
-                "kind": "brute_force",
-                "priority": "high",
-                "confidence": 0.9,
-                "status": "open",
-                "end": "2026-11-24T08:00:00Z",
-                "sources": ["192.0.2.1"],
-                "blockable": ["192.0.2.1"],
-            }
-        )
-    )
-    book = tmp_path / "book.yaml"
-    book.write_text("name: mine\nwhen: {kinds: [brute_force]}\nthen: [{action: block_source}]\n")
-    arguments = ["playbook", "test", str(book), str(tmp_path / "incident.json"), "--json"]
-    assert main([*arguments, "--earlier", "1"]) == 0
-    row = json.loads(capsys.readouterr().out)
-    assert (row["incident"], row["target"], row["ttl_s"], row["state"]) == ("ab", "192.0.2.1", 7200, "act")
-    assert main([*arguments, "--mode", "observe"]) == 0
-    assert json.loads(capsys.readouterr().out)["state"] == "would"
-    book.write_text("name: mine\nwhen: {kinds: [port_scan]}\nthen: [{action: block_source}]\n")
-    assert main(arguments) == 0
-    assert json.loads(capsys.readouterr().out)["why"] == "kind brute_force is not among port_scan"
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("", "holds no incident"),
-        ("{}\nx\n", ":2: no JSON object"),
-        ("[1]", ":1: an incident is a JSON object"),
-    ],
-)
-def test_what_is_no_incident_is_named_with_its_line(tmp_path: Path, text: str, problem: str, capsys) -> None:
-    book, incident = tmp_path / "book.yaml", tmp_path / "incident.json"
-    book.write_text("name: mine\nthen: [{action: notify}]\n")
-    incident.write_text(text)
-    assert main(["playbook", "test", str(book), str(incident)]) == 1
-    assert problem in capsys.readouterr().err
 
 
 def test_explain_says_what_could_not_be_asked(configured: Path, capsys) -> None:

@@ -13,6 +13,7 @@ from .options import ConfigOption, JsonOption
 
 if TYPE_CHECKING:
     from ...config.loader import Loaded
+    from ..enforcer.rails import Rails
 
 FILES = ("gatewatch.yaml", "rails.toml")
 
@@ -127,11 +128,16 @@ def _check_detectors(loaded: Loaded) -> str:
 
 
 def _check_playbooks(loaded: Loaded) -> str:
-    from ...playbooks.loader import load_playbooks
+    from ...playbooks.loader import read_playbooks
+    from ...playbooks.references import wrong_in_configuration
 
-    options = loaded.config.playbooks
-    found = load_playbooks(options.directories, shipped=options.shipped)
-    return f"playbooks: ok, {', '.join(p.name for p in found) or 'none'}"
+    config = loaded.config
+    found = read_playbooks(config.playbooks.directories, shipped=config.playbooks.shipped)
+    knows_systems = config.detection.geo.asn is not None
+    wrong = [w for made, at in found for w in wrong_in_configuration(made, at, config.hooks, knows_systems)]
+    if wrong:
+        raise ConfigError("\n".join(wrong), remedy="correct the playbook, or add what it names")
+    return f"playbooks: ok, {', '.join(p.name for p, _ in found) or 'none'}"
 
 
 def _check_hooks(loaded: Loaded) -> str:
@@ -149,7 +155,6 @@ def _check_hooks(loaded: Loaded) -> str:
 
 
 def _check_rails(loaded: Loaded) -> str:
-    from ...playbooks.loader import load_playbooks
     from ..enforcer.rails import load as load_rails
 
     config = loaded.config
@@ -161,15 +166,23 @@ def _check_rails(loaded: Loaded) -> str:
             f"rails {config.rails}: management: names no network, and the mode is enforce",
             remedy="name the networks that operators come from, or set mode: observe",
         )
-    known = {"all", *(e.name for e in rails.endpoints)}
-    for playbook in load_playbooks(config.playbooks.directories, shipped=config.playbooks.shipped):
-        for name in playbook.endpoints() - known:
-            raise ConfigError(
-                f"rails {config.rails}: no endpoint {name!r}, which playbook {playbook.name} names",
-                remedy="correct the playbook, or add the endpoint",
-            )
+    _check_playbooks_by_rails(loaded, rails)
     endpoints = ", ".join(e.name for e in rails.endpoints) or "none"
     return f"rails {config.rails}: ok, {len(rails.management)} management networks, endpoints: {endpoints}"
+
+
+def _check_playbooks_by_rails(loaded: Loaded, rails: Rails) -> None:
+    from ...playbooks.loader import read_playbooks
+    from ...playbooks.references import wrong_in_rails
+
+    options = loaded.config.playbooks
+    try:
+        found = read_playbooks(options.directories, shipped=options.shipped)
+    except ConfigError:  # that is said already
+        return
+    wrong = [w for made, at in found for w in wrong_in_rails(made, at, rails)]
+    if wrong:
+        raise ConfigError("\n".join(wrong), remedy="correct the playbook, or add what it names")
 
 
 def show(config: ConfigOption = None, json: JsonOption = False) -> None:
