@@ -221,8 +221,7 @@ class Responder:
                 if not self._hooks.send(action, hook, "notify"):
                     self._soon(action, "refused", f"the configuration names no hook {hook}")
             case "evidence":
-                work = asyncio.get_running_loop().run_in_executor(None, self._evidence, dict(request))
-                work.add_done_callback(partial(self._answered, action, undo))
+                asyncio.get_running_loop().call_soon(self._keep_evidence, action, dict(request), undo)
             case "sinks":
                 self._soon(action, "done", "every sink is told")
 
@@ -244,6 +243,11 @@ class Responder:
         incident = next(iter(self._store.incidents(incident=action["incident"], limit=1)), {})
         answer = self._carriers.commands.ask(request | _for_command(action, incident))
         answer.add_done_callback(partial(self._answered, action, undo))
+
+    def _keep_evidence(self, action: dict[str, Any], request: dict[str, Any], undo: bool) -> None:
+        """Once the transaction is over that records the incident: its lines are told by the store."""
+        work = asyncio.get_running_loop().run_in_executor(None, self._evidence, request)
+        work.add_done_callback(partial(self._answered, action, undo))
 
     def _evidence(self, request: dict[str, Any]) -> dict[str, Any]:
         """In a thread of its own: it writes files."""

@@ -74,8 +74,10 @@ def test_what_an_address_did_is_shown_though_no_enforcer_answers(tmp_path: Path,
 def test_a_user_is_explained_by_name(tmp_path: Path, capsys) -> None:
     store_with_incident(tmp_path)
     found = explained("root", tmp_path, capsys)
-    assert (found["type"], len(found["incidents"]), found["unknown"]) == ("user", 1, [])
-    assert main(["explain", "nobody", "--state", str(tmp_path)]) == 0
+    assert (found["type"], len(found["incidents"])) == ("user", 1)
+    assert [text.partition(":")[0] for text in found["unknown"]] == ["whether it is blocked"]
+    assert len(explained("account:root", tmp_path, capsys)["incidents"]) == 1
+    assert main(["explain", "nobody", "--state", str(tmp_path)]) == 1
     assert "no incident names it" in capsys.readouterr().out
 
 
@@ -206,6 +208,25 @@ def test_an_address_is_explained_with_its_block_and_the_rail_that_protects_it(ri
     code, _ = rig.command("engage", "--endpoint", "models", "--reason", "a test")
     assert code == 0
     assert explained(attacker, rig.state, capsys)["kill_switch"] == ["models"]
+
+
+@pytest.mark.lab
+def test_a_user_is_explained_with_its_block_and_with_why_failures_alone_are_none(rig: Rig, capsys) -> None:
+    store_with_incident(rig.state)
+    words = ["--state", str(rig.state)]
+    said = as_text(explained("root", rig.state, capsys))
+    assert said[0] == "root: not blocked"
+    assert "failures alone block no user" in said[1]
+    assert any("a block would be refused" in line for line in said)
+    assert main(["block", "user", "account:alice", "--ttl", "10m", "--reason", "a test", *words]) == 0
+    for subject in ("alice", "account:alice"):
+        found = explained(subject, rig.state, capsys)
+        (entry,) = found["blocked"]
+        assert (entry["kind"], entry["user"], found["unknown"]) == ("account", "alice", [])
+        assert f"{subject}: blocked until {entry['until']} by account:alice" in as_text(found)[0]
+        assert "gatewatch unblock user account:alice --reason TEXT" in as_text(found)[2]
+    assert explained("key:alice", rig.state, capsys)["blocked"] == []
+    assert main(["explain", "", *words]) == 2
 
 
 @pytest.mark.lab

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import shlex
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,14 +29,18 @@ def register(app: typer.Typer) -> None:
 
 def explain(
     subject: Annotated[
-        str, typer.Argument(metavar="ADDRESS|USER", help="An address, a network, or a user's name.")
+        str,
+        typer.Argument(
+            metavar="ADDRESS|USER",
+            help="An address, a network, or a user: KIND:NAME as `blocks list` shows it, or a plain name.",
+        ),
     ],
     config: ConfigOption = None,
     state: StateOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Say whether an address is blocked, by what and until when, which rail or threshold keeps it free, and what it
-    did.
+    """Say whether an address or a user is blocked, by what and until when, which rail or threshold keeps it free, and
+    what it did.
 
     Exit code 1 where the enforcer, the analyser or the store could not be asked; what is known is shown all the
     same.
@@ -65,13 +70,22 @@ def gathered(subject: str, config: Config) -> dict[str, Any]:
     }
     if network is not None:
         found["subject"] = address_text(network)
-        _ask_enforcer(found, config)
-    else:
-        found["blocked"] = []
+    _ask_enforcer(found, config)
     _read_store(found, network, config)
     if network is not None and not found["blocked"]:
         _ask_analyser(found, network, config)
     return found
+
+
+def whom(subject: str) -> tuple[str, str]:
+    """The kind and the name of a user. Raises UsageError for what nobody is called."""
+    from ..enforcer.protocol import principal
+    from ..errors import UsageError
+
+    try:
+        return principal(subject)
+    except ValueError as error:
+        raise UsageError(f"user {subject[:40]!r}: {error}") from None
 
 
 def network_in(subject: str) -> IPNetwork | None:
@@ -93,7 +107,11 @@ def _ask_enforcer(found: dict[str, Any], config: Config) -> None:
 
     enforcer = Enforcer(socket_path(config))
     try:
-        answer = enforcer.check(found["subject"])
+        if found["type"] == "user":
+            kind, name = whom(found["subject"])
+            answer = enforcer.check_user(name, kind=kind)
+        else:
+            answer = enforcer.check(found["subject"])
         found["kill_switch"] = [kill["endpoint"] for kill in enforcer.status()["kills"]]
     except RefusedError as error:
         found["would_refuse"] = {"reason": error.message, "rail": error.rail}
@@ -130,9 +148,9 @@ def _read_store(found: dict[str, Any], network: IPNetwork | None, config: Config
     try:
         for incident in store.incidents(limit=MOST_INCIDENTS):
             if concerns(incident, found["subject"], network):
-                names = ("id", "priority", "kind", "status", "start", "end", "title", "blockable")
+                names = ("id", "priority", "kind", "status", "start", "end", "title", "blockable", "blockable_users")
                 found["incidents"].append({name: incident.get(name) for name in names})
-        for target in targets(network):
+        for target in targets(network) or principals(found["subject"]):
             for action in store.actions(target=target):
                 action["time"] = rfc3339(action.pop("time_ns"))
                 found["actions"].append(action)
@@ -198,10 +216,19 @@ def targets(network: IPNetwork | None) -> list[str]:
     return [address_text(network.supernet(new_prefix=length)) for length in lengths]
 
 
+def principals(subject: str) -> list[str]:
+    """What an action may name that reaches a user: of a plain name those of each kind."""
+    from ..enforcer.protocol import KINDS
+
+    kind, name = whom(subject)
+    return [f"{each}:{name}" for each in (KINDS if kind == "any" else (kind, "any"))]
+
+
 def concerns(incident: dict[str, Any], subject: str, network: IPNetwork | None) -> bool:
     """Whether an incident is about a user of that name, or about an address in (or around) that network."""
     if network is None:
-        return subject in (incident.get("users") or ())
+        named = set(principals(subject)) & set(incident.get("blockable_users") or ())
+        return bool(named) or whom(subject)[1] in (incident.get("users") or ())
     for text in (*(incident.get("sources") or ()), *(incident.get("targets") or ())):
         other = network_in(str(text))
         if other is not None and other.version == network.version and other.overlaps(network):
@@ -209,20 +236,28 @@ def concerns(incident: dict[str, Any], subject: str, network: IPNetwork | None) 
     return False
 
 
+def _accused(found: dict[str, Any]) -> bool:
+    """Whether an incident holds something against the user."""
+    named = set(principals(found["subject"]))
+    return any(named & set(incident.get("blockable_users") or ()) for incident in found["incidents"])
+
+
 def as_text(found: dict[str, Any]) -> list[str]:
     """The same for people."""
     subject = found["subject"]
     lines = []
-    if found["type"] == "user":
-        lines.append(f"{subject}: a user; users are not blocked, their sources are")
+    command = "user" if found["type"] == "user" else "ip"
     for entry in found["blocked"] or ():
         by = f"playbook {entry['playbook']}" if entry.get("playbook") else entry.get("by", "")
         incident = f", incident {entry['incident']}" if entry.get("incident") else ""
-        lines.append(f"{subject}: blocked until {entry['until']} by {entry['address']} ({by}{incident})")
+        target = entry["address"] if command == "ip" else f"{entry['kind']}:{entry['user']}"
+        lines.append(f"{subject}: blocked until {entry['until']} by {target} ({by}{incident})")
         lines.append(f"  because: {entry['reason']}")
-        lines.append(f"  to end it: gatewatch unblock ip {entry['address']} --reason TEXT")
-    if found["type"] == "address" and found["blocked"] == []:
+        lines.append(f"  to end it: gatewatch unblock {command} {shlex.quote(target)} --reason TEXT")
+    if found["blocked"] == []:
         lines.append(f"{subject}: not blocked")
+        if command == "user" and found["incidents"] and not _accused(found):
+            lines.append("  what keeps it free: no incident accuses it; failures alone block no user")
     if found["standing"]:
         lines.append("  what keeps it free:")
         lines += [f"    {text}" for text in in_words(found["standing"])]

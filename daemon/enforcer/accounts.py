@@ -33,6 +33,8 @@ FILE = "/etc/gatewatch/denied-accounts"
 MOST_NAMES = 10_000
 GRACE_S = 2.0
 """How long a session has between SIGTERM and SIGKILL."""
+AGAIN_S = (0.1, 0.3, 1.0)
+"""When the sessions of who was just denied are looked at again: sshd opens one some time after it said that it would."""
 LOOK_S = 5.0
 """How often the file and the sessions of who is denied are looked at: for one who was logging in at that moment."""
 
@@ -70,6 +72,7 @@ class Accounts:
         self._ended = 0
         self._ending: dict[Account, set[int]] = {}  # the sessions that were asked to end
         self._kill_at: dict[Account, float] = {}
+        self._again: list[tuple[float, Account]] = []
         self._looked = 0.0
         self._pam = ""
         self._status = ""
@@ -95,6 +98,9 @@ class Accounts:
                 self._listed = wanted
                 self._reconcile(wanted)
         self._notice("list", "" if self.denied.known else f"{self.denied.problem}; who is denied stays so")
+        due, self._again = [a for at, a in self._again if at <= now], [a for a in self._again if a[0] > now]
+        for account in set(due).intersection(self._accounts()):
+            self._end(account)
         for account in [account for account, at in self._kill_at.items() if at <= now]:
             del self._kill_at[account]
             left = sessions.kill(account, self.first_uid)
@@ -152,6 +158,8 @@ class Accounts:
         for account in accounts:
             if account.name not in former:
                 self._end(account)
+                now = time.monotonic()
+                self._again += [(now + wait_s, account) for wait_s in AGAIN_S]
 
     def _judge(
         self, wanted: Mapping[str, tuple[int, bool]], former: Collection[str]
@@ -205,7 +213,7 @@ class Accounts:
             return
         sessions.tell(found, every, signal.SIGTERM, signal.SIGHUP, signal.SIGCONT)
         sessions.by_logind(account)
-        self._kill_at[account] = time.monotonic() + GRACE_S
+        self._kill_at.setdefault(account, time.monotonic() + GRACE_S)
         new = set(found.values()) - self._ending.get(account, set())
         self._ending[account] = set(found.values())
         if new:
@@ -216,6 +224,7 @@ class Accounts:
         now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         waits = [LOOK_S, *((end - now) / _NS_PER_S for end, _ in self._listed.values() if end > now)]
         waits += [at - time.monotonic() for at in self._kill_at.values()]
+        waits += [at - time.monotonic() for at, _ in self._again]
         return max(0.0, min(waits))
 
     def _notice(self, what: str, problem: str) -> None:

@@ -33,7 +33,7 @@ from typing import Any, TypeVar
 
 from . import janitor
 from .hosts import HOSTS, missing, program, unmet
-from .services import ACCOUNTS, KEYS, MODEL_PORTS, MOUNTS, PASSWORDS, write_accounts, write_services
+from .services import ACCOUNTS, KEYS, MODEL_PORTS, MOUNTS, OWN_ETC, PASSWORDS, write_accounts, write_services
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CLONE_NEWNET = 0x4000_0000  # linux/sched.h
@@ -60,13 +60,15 @@ def wait_for(what: str, condition: Callable[[], T], limit_s: float = 15.0, step_
 class Lab:
     """`with Lab() as lab:` builds it and takes it apart, also when the test crashes or is killed.
 
-    `services` False leaves the gateway bare. `folder` is the lab's own, `log` the gateway's /var/log.
+    `services` False leaves the gateway bare. `own_etc` gives it an /etc to write in, and its accounts user ids that no
+    other lab has. `folder` is the lab's own, `log` the gateway's /var/log.
     """
 
-    def __init__(self, *, services: bool = True) -> None:
+    def __init__(self, *, services: bool = True, own_etc: bool = False) -> None:
         begun = janitor.started(os.getpid())
         self.prefix = f"{janitor.MARK}-{os.getpid()}-{begun}-{next(_numbers)}"
         self.services = services
+        self.own_etc = own_etc
         self.folder = Path()
         self.log = Path()
         self._holder: subprocess.Popen[str] | None = None
@@ -117,7 +119,7 @@ class Lab:
         self.log = self.folder / "log"
         (self.log / "nginx").mkdir(parents=True)
         self._network()
-        write_accounts(self.folder)
+        write_accounts(self.folder, uids=-3 * (os.getpid() % 10_000 + 1) if self.own_etc else 0)
         write_services(self.folder, HOSTS["gateway"].v4)
         self._hold()
         if self.services:
@@ -179,7 +181,7 @@ class Lab:
             "private",
             "sh",
             "-c",
-            MOUNTS.format(folder=self.folder),
+            ((OWN_ETC if self.own_etc else "") + MOUNTS).format(folder=self.folder),
         ]
         self._holder = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -222,6 +224,14 @@ class Lab:
                 if Path(f"/proc/{process.pid}/comm").read_text().strip() == name:
                     return process.pid
         return 0
+
+    def roam(self, count: int) -> list[str]:
+        """So many further addresses of the attacker, each in a network of its own (RFC 2544's, which nobody owns)."""
+        found = [f"198.18.{number}.9" for number in range(count)]
+        self._ip(self.namespace("attacker"), [f"addr add {address}/32 dev eth0" for address in found])
+        route = f"route add 198.18.0.0/16 via {HOSTS['attacker'].v4}"
+        self._ip(self.namespace("router"), [route])
+        return found
 
     def start_balancer(self) -> None:
         """A second nginx, in `balancer`, that passes requests on to the gateway and appends X-Forwarded-For."""
@@ -369,16 +379,20 @@ class Session:
 
     def say(self, word: str, limit_s: float = 10.0) -> None:
         """Raises AssertionError where the word does not come back."""
-        process = self.process
-        assert process.stdin is not None and process.stdout is not None
-        said = process.stdout
+        assert self.process.stdin is not None
+        self.process.stdin.write(word + "\n")
+        self.process.stdin.flush()
+        self.hear(word, limit_s)
+
+    def hear(self, word: str, limit_s: float = 10.0) -> None:
+        """Raises AssertionError where the next line that the session says is another one, or none."""
+        assert self.process.stdout is not None
+        said = self.process.stdout
         heard: list[str] = []
         listener = threading.Thread(target=lambda: heard.append(said.readline()), daemon=True)
-        process.stdin.write(word + "\n")
-        process.stdin.flush()
         listener.start()
         listener.join(limit_s)
-        assert heard == [word + "\n"], f"the management session answered {heard} to {word!r}"
+        assert heard == [word + "\n"], f"the session said {heard}, not {word!r}"
 
 
 def _setns(descriptor: int) -> None:

@@ -20,7 +20,7 @@ from gatewatch.daemon.enforcer.pamstack import rule
 
 from .hosts import program
 from .lab import Text, read, wait_for
-from .services import MOUNTS, OWN_ETC, PAM_SSHD, SSHD, write_accounts
+from .services import MOUNTS, OWN_ETC, PAM_SSHD, SSHD, authorise, write_accounts
 
 MASTER = ["-o", "ControlMaster=auto", "-o", "ControlPersist=yes"]
 OPTIONS = (
@@ -80,8 +80,7 @@ class LoginHost:
         self.file = self.folder / "own-etc" / Path(FILE).relative_to("/etc")
         self.log = self.folder / "sshd.log"
         write_accounts(self.folder)
-        for name in ("alice", "bob", "operator"):
-            self._authorise(name)
+        authorise(self.folder, "alice", "bob")
         lines = [rule(stack, FILE) for stack in ("auth", "account")]
         (self.folder / "etc" / "pam-sshd").write_text("\n".join([*lines, PAM_SSHD]))
         (self.folder / "sshd_config").write_text(SSHD.format(folder=self.folder) + "MaxStartups 100\n")
@@ -94,16 +93,6 @@ class LoginHost:
         sshd = program("sshd") or "sshd"
         self.popen([sshd, "-D", "-E", self.log, "-f", self.folder / "sshd_config"])
         wait_for("sshd", lambda: "Server listening" in read(self.log))
-
-    def _authorise(self, name: str) -> None:
-        """The lab's key may log in as `name`."""
-        home = self.folder / "home" / name
-        uid = home.stat().st_uid
-        keys = home / ".ssh"
-        keys.mkdir(exist_ok=True)
-        shutil.copy(self.folder / "operator_ed25519.pub", keys / "authorized_keys")
-        for path in (keys, keys / "authorized_keys"):
-            shutil.chown(path, uid, uid)
 
     def _hold(self) -> None:
         flags = ["--mount", "--uts", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -53,8 +54,8 @@ CONFIGURATION: dict[str, Any] = {
 class Gatewatch:
     """`with Gatewatch(lab) as watch:` runs the daemon in enforce mode until the block ends.
 
-    `observe` runs it in observe mode. `configuration` replaces top-level keys of the configuration; `rails` is
-    appended to the rails file.
+    `observe` runs it in observe mode. `configuration` replaces top-level keys of the configuration; `rails` goes
+    into the rails file: keys first, then tables.
     """
 
     def __init__(self, lab: Lab, *, observe: bool = False, rails: str = "", **configuration: Any) -> None:
@@ -76,7 +77,9 @@ class Gatewatch:
             )
             for name, (front, back) in MODEL_PORTS.items()
         )
-        (self.folder / "rails.toml").write_text(RAILS.format(**named) + rails + endpoints)
+        keys, *tables = re.split(r"^(?=\[)", rails, maxsplit=1, flags=re.MULTILINE)
+        text = keys + "\n" + RAILS.format(**named) + "".join(tables) + endpoints
+        (self.folder / "rails.toml").write_text(text)
         self.config.write_text(yaml.safe_dump(self.configuration, sort_keys=False))
 
     def __enter__(self) -> Gatewatch:

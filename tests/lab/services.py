@@ -178,8 +178,11 @@ exec cat
 """
 
 
-def write_accounts(folder: Path) -> None:
-    """The machine's account files and the lab's accounts, as copies in `folder`/etc, with homes and a key."""
+def write_accounts(folder: Path, *, uids: int = 0) -> None:
+    """The machine's account files and the lab's accounts, as copies in `folder`/etc, with homes and a key.
+
+    `uids` is added to the accounts' user ids: two labs whose processes could be ended by user id must differ.
+    """
     etc = folder / "etc"
     etc.mkdir()
     for name in ("passwd", "shadow", "group"):
@@ -196,10 +199,11 @@ def write_accounts(folder: Path) -> None:
                 text=True,
                 check=True,
             )
-            passwd.write(f"{account.name}:x:{account.uid}:{account.uid}:{account.name}:{home}:/bin/sh\n")
+            uid = account.uid + uids
+            passwd.write(f"{account.name}:x:{uid}:{uid}:{account.name}:{home}:/bin/sh\n")
             shadow.write(f"{account.name}:{said.stdout.strip()}:20000:0:99999:7:::\n")
     with open(etc / "group", "a") as group:
-        group.writelines(f"{account.name}:x:{account.uid}:\n" for account in ACCOUNTS)
+        group.writelines(f"{account.name}:x:{account.uid + uids}:\n" for account in ACCOUNTS)
     (etc / "pam-sshd").write_text(PAM_SSHD)
     (etc / "hosts").write_text("127.0.0.1 localhost\n::1 localhost\n127.0.1.1 gateway\n")
     (etc / "resolv.conf").write_text("")
@@ -207,13 +211,22 @@ def write_accounts(folder: Path) -> None:
         subprocess.run(
             ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "lab", "-f", str(folder / name)], check=True
         )
-    keys = folder / "home" / "operator" / ".ssh"
-    keys.mkdir()
-    shutil.copy(folder / "operator_ed25519.pub", keys / "authorized_keys")
     for account in ACCOUNTS:
         home = folder / "home" / account.name
-        for path in (home, *home.rglob("*")):
-            shutil.chown(path, account.uid, account.uid)
+        shutil.chown(home, account.uid + uids, account.uid + uids)
+    authorise(folder, "operator")
+
+
+def authorise(folder: Path, *names: str) -> None:
+    """The lab's key may log in as these."""
+    for name in names:
+        home = folder / "home" / name
+        owner = home.stat().st_uid
+        keys = home / ".ssh"
+        keys.mkdir(exist_ok=True)
+        shutil.copy(folder / "operator_ed25519.pub", keys / "authorized_keys")
+        for path in (keys, keys / "authorized_keys"):
+            shutil.chown(path, owner, owner)
 
 
 def write_services(folder: Path, gateway: str) -> None:
