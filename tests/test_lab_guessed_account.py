@@ -221,7 +221,9 @@ def test_a_session_of_who_guesses_on_ends_though_its_login_was_the_first(lab: La
         lab.fail(ATTACKER, 5, "root")
         watch.wait_for_block(ATTACKER)
         wait_for("the end of bob's sessions", lambda: not processes_of(lab, "bob"), LIMIT_S)
-        assert bob.process.wait(LIMIT_S) != 0, "who it was cannot be told from the account: all its sessions end"
+        assert bob.process.wait(LIMIT_S) != 0, (
+            "who it was cannot be told from the account: all its sessions end"
+        )
         assert denied(lab) == ["bob"]
         assert not by_password(lab, "bob")
 
