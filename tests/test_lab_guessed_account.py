@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -85,7 +84,7 @@ def processes_of(lab: Lab, user: str) -> list[int]:
     found = []
     for pid in descendants(lab.pid_of("sshd")):
         with contextlib.suppress(OSError):
-            if os.stat(f"/proc/{pid}").st_uid == uid:
+            if Path(f"/proc/{pid}").stat().st_uid == uid:
                 found.append(pid)
     return found
 
