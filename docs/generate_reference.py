@@ -19,7 +19,9 @@ from gatewatch.config.schema import Config
 from gatewatch.daemon.cli.app import COMMANDS, build
 from gatewatch.daemon.cli.kill_switch import USAGE
 from gatewatch.daemon.cli.replay import arguments as replay_arguments
+from gatewatch.playbooks.loader import load_playbooks
 from gatewatch.playbooks.schema import Playbook
+from gatewatch.playbooks.step import Step
 from pydantic import BaseModel
 from typer.main import get_command
 
@@ -41,76 +43,6 @@ as a single address.
 
 Beside it lies the rails file (`rails.toml`), which only root writes: endpoints, management networks, and the limits
 that no playbook can lift. It explains itself.
-"""
-
-PLAYBOOKS = f"""# Playbooks
-
-{NOTE.format(source="descriptions in playbooks/schema.py")}
-
-A playbook says which incidents get which actions, and with whose approval. Each is one YAML file. Four come with
-Gatewatch: `login-burst` and `account-compromise` block sources, `off-allowlist` only tells, and `port-scan` blocks
-where the address cannot be forged. Your own go into the folders under `playbooks.directories`; one that has the name
-of a shipped playbook replaces it, and `enabled: false` in it switches the shipped one off.
-
-```yaml
-name: login-burst
-when:
-  kinds: [brute_force, password_spray]
-  priority: medium
-  confidence: 0.8
-then:
-  - action: block_source
-    ttl: 1h
-    grow: 2
-    longest: 24h
-cooldown: 5m
-```
-
-`gatewatch playbook check FILE` names each problem with file, line and key. `gatewatch playbook test FILE
-INCIDENT.json` shows what a playbook would decide on an incident that `gatewatch replay --json` or `gatewatch
-incidents show --json` printed, and why; nothing is done.
-
-## What is decided, and what is done
-
-Every decision has a state and says why:
-
-| state | meaning |
-| --- | --- |
-| `act` | it is asked of the enforcer now |
-| `would` | it would be asked for, but the mode is observe |
-| `wait` | a person must approve, or the wire must prove what a text file says (see below) |
-| `skip` | it is not done: not blockable, blocked already, cooling down, over the limit, or too late |
-
-Any local user can write a line into a text log through syslog, and whoever reaches a log server by UDP can send one,
-about any address. What rests on such a file alone waits, where packets are watched, until the packet collector has
-seen that source make the connections that the lines need, since two minutes before the first of them:
-
-- for failed logins of sshd, handshakes with its ports (`network.ssh_ports`): one for each six failures
-  (`network.ssh_tries`, MaxAuthTries), less the logins that succeeded meanwhile, so that neither a session that stands
-  nor one that logs in now and then speaks for lines in its name. For a login after failures one success is counted
-  with them;
-- for requests, one handshake with another port for each thousand; where one source tried both services, what each of
-  them is said to have had.
-
-Of more than three connections a quarter may have been missed, and never more than 24 are asked for, so that lost
-packets delay a block and do not prevent it. Every finding that accuses must be met, unless root itself wrote what it
-rests on. The journal, and a log that the configuration calls `trusted`, need no such proof. `gatewatch explain` says
-what a block waits for. A source that opens connections to sshd time and again and never logs in (a monitor) can still
-be taken for the guesser that somebody makes it out to be: name it under `never_block`, or follow the journal.
-
-What no playbook can change:
-
-- A source is blocked only where the detectors call it `blockable`: it is its own peer (no proxy stands before it) and
-  nobody can have forged it.
-- Nothing is done about an incident whose last event is older than `detection.max_action_age_s`.
-- A kill switch in a playbook is a request that people must grant.
-- The enforcer has the last word. Its rails (`rails.toml`) name who is never blocked, how many blocks there may be, how
-  wide and how long; management networks are never blocked.
-- Every block ends by itself. `gatewatch unblock ip ADDRESS` ends it at once.
-
-Durations are written as `30s`, `10m`, `1h` or `7d`.
-
-## The file
 """
 
 COMMAND_LINE = f"""# Command line
@@ -239,7 +171,41 @@ def _range(metadata: list[Any]) -> str:
 def playbooks_page() -> str:
     """The whole page about playbooks."""
     sections = "\n".join(_section(Playbook, ""))
-    return f"{PLAYBOOKS}\n{sections}"
+    note = NOTE.format(source="descriptions in playbooks/, or the text in docs/templates/playbooks.md")
+    page = (
+        (DOCS / "templates" / "playbooks.md")
+        .read_text()
+        .replace("{note}", note)
+        .replace("{shipped}", shipped_playbooks())
+    )
+    return f"{page}\n{sections}"
+
+
+def shipped_playbooks() -> str:
+    """A table of the playbooks that come with Gatewatch."""
+    rows = ["| playbook | for | does |", "| --- | --- | --- |"]
+    for playbook in load_playbooks():
+        when = playbook.when
+        limits = [f"priority {when.priority} or above"] if when.priority != "info" else []
+        limits += [f"confidence {when.confidence:g} or above"] if when.confidence else []
+        kinds = ", ".join(f"`{kind}`" for kind in when.kinds)
+        does = "; ".join(map(_step, playbook.then))
+        rows.append(
+            f"| `{playbook.name}` | {'; '.join([kinds, *limits])} | {_cell(playbook.description)} Does: {does}. |"
+        )
+    return "\n".join(rows)
+
+
+def _step(step: Step) -> str:
+    """An action with what tells it from others of its name."""
+    made = f"`{step.name}`"
+    ttl, longest, approval = (getattr(step, name, None) for name in ("ttl", "longest", "approval"))
+    if ttl:
+        upto = f", growing to {values.duration_text(longest)}" if longest and longest > ttl else ""
+        made += f" for {values.duration_text(ttl)}{upto}"
+    if approval in ("one", "two"):
+        made += f", if {'one person agrees' if approval == 'one' else 'two people agree'}"
+    return made
 
 
 def command_line_page() -> str:
