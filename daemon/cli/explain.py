@@ -148,7 +148,17 @@ def _read_store(found: dict[str, Any], network: IPNetwork | None, config: Config
     try:
         for incident in store.incidents(limit=MOST_INCIDENTS):
             if concerns(incident, found["subject"], network):
-                names = ("id", "priority", "kind", "status", "start", "end", "title", "blockable", "blockable_users")
+                names = (
+                    "id",
+                    "priority",
+                    "kind",
+                    "status",
+                    "start",
+                    "end",
+                    "title",
+                    "blockable",
+                    "blockable_users",
+                )
                 found["incidents"].append({name: incident.get(name) for name in names})
         for target in targets(network) or principals(found["subject"]):
             for action in store.actions(target=target):
