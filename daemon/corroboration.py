@@ -123,13 +123,15 @@ def needs(
         what is asked is what all of them need together.
     tries : attempts that one connection to sshd holds.
     """
-    found = incident.get("findings")
-    parts = [
-        _part(finding, max(1, tries))
-        for finding in (found if isinstance(found, list | tuple) else ())
+    told = incident.get("findings")
+    found = [
+        finding
+        for finding in (told if isinstance(told, list | tuple) else ())
         if isinstance(finding, Mapping) and _accuses(finding, source, accused) and not _proven(finding)
     ]
-    return Needed(tuple(dict.fromkeys(parts)))
+    # A login that one finding holds against the attacker is none of a bystander for the others.
+    hits = int(any(str(finding.get("kind")) in SUCCEEDED for finding in found))
+    return Needed(tuple(dict.fromkeys(_part(finding, hits, max(1, tries)) for finding in found)))
 
 
 def _proven(finding: Mapping[str, Any]) -> bool:
@@ -147,12 +149,12 @@ def _accuses(finding: Mapping[str, Any], source: str, accused: str) -> bool:
     return source in sources or (not accused and bool(users) and source in texts(finding, "sources"))
 
 
-def _part(finding: Mapping[str, Any], tries: int) -> Part:
+def _part(finding: Mapping[str, Any], hits: int, tries: int) -> Part:
     return Part(
         _attempts(finding.get("figures")),
         ssh=any(target.partition("@")[0] in SSHD_NAMES for target in texts(finding, "targets")),
         since_ns=_began_ns(finding) - SHORTLY_NS,
-        hits=int(str(finding.get("kind")) in SUCCEEDED),
+        hits=hits,
         tries=tries,
     )
 

@@ -141,6 +141,17 @@ def test_of_a_compromise_one_login_is_the_attackers_and_only_one() -> None:
     assert not believed(made, incident(taken)), "the user, who logs in, and failures that somebody forged"
 
 
+def test_a_login_that_was_the_attackers_counts_as_that_for_the_guessing_as_well() -> None:
+    figures = {"successes": 1, "failures_before": 10}
+    taken = finding(kind="account_compromise", figures=figures, blockable_users=["account:alice"])
+    made = detection()
+    made.packets_seen = 1
+    made.flows(connections((1, SSH), (2, SSH)))
+    made.auth(lines(*[failed()] * 12, accepted()))
+    assert not believed(made, incident()), "somebody who logs in, and failures that somebody forged"
+    assert believed(made, incident(finding(), taken))
+
+
 def test_requests_need_one_connection_to_another_port_for_each_thousand() -> None:
     def requests(count: int) -> dict[str, Any]:
         return incident(finding(targets=["nginx"], figures={"attempts": count}))
