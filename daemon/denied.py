@@ -26,7 +26,8 @@ USER_KINDS = ("account", "key", "subject", "certificate", "any")
 KINDS = ("address", *USER_KINDS, "killed", "restricted")
 VERSION = 1
 CHUNK_BYTES = 1 << 18  # some 4,000 entries: a few milliseconds
-_MOST_LINE_BYTES = 1 << 16
+_LEAST_READ_BYTES = 1 << 16
+_MOST_LINE_BYTES = 1 << 22  # a restriction names as many networks as the rails have room for
 _MOST_NAME = 256
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
@@ -294,6 +295,7 @@ class _File:
         self._opened = os.fstat(self.fd)
         self._offset = 0
         self._line = 0
+        self._least = _LEAST_READ_BYTES  # to be read at once; more where a line is longer
 
     def same(self, there: os.stat_result) -> bool:
         """Whether the file that is `there` now is this one, and has not been cut."""
@@ -310,14 +312,18 @@ class _File:
             left = CHUNK_BYTES if most_bytes is None else most_bytes - (self._offset - start)
             if left <= 0:
                 break
-            wanted = max(min(left, CHUNK_BYTES), _MOST_LINE_BYTES)
+            wanted = max(min(left, CHUNK_BYTES), self._least)
             data = os.pread(self.fd, wanted, self._offset)
             self.more = len(data) == wanted
             end = data.rfind(b"\n") + 1
             if not end:
                 if len(data) >= _MOST_LINE_BYTES:
                     raise self._break("a line without an end")
-                break
+                if not self.more:
+                    break
+                self._least = 4 * wanted
+                continue
+            self._least = _LEAST_READ_BYTES
             self._apply(data[:end], boot_id)
             if not self.more:
                 break

@@ -106,6 +106,26 @@ def test_who_is_taken_back_is_no_longer_in_the_file(site: Site) -> None:
     assert "dave: no longer denied" in site.said
 
 
+def test_who_is_taken_back_before_the_grace_is_over_has_nothing_killed(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[str] = []
+    monkeypatch.setattr(sessions, "of_account", lambda account, *_: {2**22 + 1: 7})
+    monkeypatch.setattr(sessions, "tell", lambda *_: 0)
+    monkeypatch.setattr(sessions, "by_logind", lambda account: 0)
+    monkeypatch.setattr(
+        sessions, "kill", lambda account, first_uid: killed.append(account.name) or frozenset()
+    )
+    site.list.add("account", "dave").add("account", "carol")
+    site.helper.step()
+    site.list.remove("account", "dave")
+    site.helper.step()
+    monkeypatch.setattr(accounts, "GRACE_S", 0.0)
+    wait_for("the end of the grace", lambda: site.helper.step() >= 0 and killed)
+    site.helper.step()
+    assert killed == ["carol"]
+
+
 def test_one_of_two_blocks_of_a_name_that_is_taken_back_frees_nobody(site: Site) -> None:
     site.list.add("account", "dave").add("any", "dave")
     site.helper.step()
@@ -136,6 +156,23 @@ def test_uid_0_system_accounts_and_those_of_the_rails_are_never_denied(site: Sit
     }
     site.helper.step()
     assert sum("not denied" in line for line in site.said) == 4, "each is said once"
+
+
+def test_who_is_never_denied_is_not_by_a_name_in_another_case_either(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a directory (sssd) answers that takes names in any case, and does not list its accounts."""
+    monkeypatch.setattr(accounts.pwd, "getpwnam", lambda name: person(name.lower(), PEOPLE[name.lower()]))
+    monkeypatch.setattr(accounts.pwd, "getpwall", list)
+    site.rails('never_block_users = ["dave"]')
+    for name in ("Dave", "ALICE", "Bob", "Carol"):
+        site.list.add("account", name)
+    site.helper.step()
+    assert site.names() == ["ALICE", "Carol"]
+    assert site.helper._refused == {
+        "Dave": "it shares its uid with dave",
+        "Bob": "it is the last account that can become root (last_admin)",
+    }
 
 
 def test_the_last_account_that_can_become_root_is_not_denied_and_the_first_stays_so(site: Site) -> None:

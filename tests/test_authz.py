@@ -61,6 +61,8 @@ def test_whoever_is_not_blocked_passes_and_the_answer_names_the_key(authz: Authz
     [
         {"authorization": "Bearer sk-1"},
         {"authorization": "bearer   sk-1 "},
+        {"authorization": "Bearer\tsk-1"},
+        {"authorization": "Bearer \t sk-1\t"},
         {"x_api_key": "sk-1"},
         {"x_api_key": "Bearer sk-1"},
         {"api_key": "sk-1"},
@@ -83,6 +85,9 @@ def test_a_blocked_key_is_refused_wherever_it_stands(authz: Authz, headers: dict
 def test_a_password_is_no_api_key(authz: Authz) -> None:
     assert authz.ask(authorization="Basic YTpi").key_id == "-"
     assert authz.ask(authorization="Digest username=a").key_id == "-"
+    assert authz.ask(authorization="Digest\tusername=a").key_id == "-"
+    assert authz.ask(authorization="Bearer").key_id == "-"
+    assert authz.ask(authorization="").key_id == "-"
 
 
 @pytest.mark.parametrize(

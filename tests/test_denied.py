@@ -160,6 +160,22 @@ def test_a_replacement_that_is_read_in_parts_counts_when_it_is_read_to_its_end(p
     assert not denied.denied_user("key", "old")
 
 
+@pytest.mark.parametrize("most_bytes", [None, 1])
+def test_a_restriction_with_thousands_of_networks_is_read_in_parts_too(
+    path: Path, most_bytes: int | None
+) -> None:
+    networks = [f"10.{n >> 8}.{n & 255}.0/24" for n in range(20_000)]
+    append(path, line("+", "key", "before", 0), line("+", "restricted", "chat", 0, networks))
+    append(path, line("+", "key", "after", 0))
+    denied = DenyList(path)
+    denied.refresh(most_bytes)
+    while denied.behind:
+        denied.refresh(most_bytes)
+    assert denied.known, denied.problem
+    assert len(denied.restricted("chat") or ()) == 20_000
+    assert denied.denied_user("key", "before") and denied.denied_user("key", "after")
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -180,7 +196,7 @@ def test_a_replacement_that_is_read_in_parts_counts_when_it_is_read_to_its_end(p
         (head() + line("+", "key", "x" * 257, 0), "line 2: no name"),
         (head() + line("*", "key", "k-1", 0), "line 2: no entry"),
         (head() + "[" * 5000 + "\n", "line 2"),
-        (head() + "x" * 300_000, "without an end"),
+        (head() + "x" * 5_000_000, "without an end"),
     ],
 )
 def test_what_cannot_be_believed_is_unknown_and_what_was_known_stays(

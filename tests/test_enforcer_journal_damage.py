@@ -402,7 +402,7 @@ FORGED: list[dict[str, Any]] = [
     {"do": "block", "address": "203.0.113.0/25", "ttl_s": 60, **BLOCK},
     *(
         {"do": "block", "address": a, "ttl_s": 60, **BLOCK}
-        for a in ("banana", "", "1", "203.0.113.9/32", "::/")
+        for a in ("banana", "", "1", "203.0.113.9/32", "::/", "203.0.113.9/24", "2001:db8::1/64")
     ),
     *(
         {"do": "block", "address": a, "ttl_s": 60, **BLOCK}

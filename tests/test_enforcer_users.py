@@ -286,6 +286,36 @@ def test_from_what_comes_after_a_break_of_the_chain_no_user_is_unblocked(tmp_pat
     again.close()
 
 
+@pytest.mark.parametrize("ttl_s", [0, 10, 3600])
+def test_what_comes_after_a_break_of_the_chain_neither_shortens_nor_narrows_a_block(
+    tmp_path: Path, ttl_s: int
+) -> None:
+    clock = Clock()
+    journal = Journal(str(tmp_path), clock)
+    journal.append("block", address="198.18.0.1", ttl_s=600, owner="operator", by="x", reason="x")
+    block_user(journal, "mallory")
+    journal.close()
+    said = {**clock().fields(), "ttl_s": ttl_s, "owner": "analyser", "by": "x", "reason": "forged"}
+    forged: list[dict[str, Any]] = [
+        {"do": "block", "address": "198.18.0.1", "where": "gateway", **said},
+        {"do": "import", "blocks": [["198.18.0.1", ttl_s]], "where": "gateway", **said},
+        {"do": "block_user", "kind": "any", "user": "mallory", **said},
+    ]
+    rest = [ttl_s * NS_PER_S, ttl_s, 1, "analyser", "x", "forged", "", "", "gateway"]
+    forged.append(
+        {"do": "restore", "blocks": [["198.18.0.1", *rest]], "users": [["any:mallory", *rest]], **said}
+    )
+    with (tmp_path / "journal").open("ab") as file:
+        for entry in forged:
+            file.write(json.dumps({"seq": 9, **entry, "hash": "0" * 64}).encode() + b"\n")
+    again = Journal(str(tmp_path), clock)
+    assert "broken" in again.note
+    for block in (again.state.blocks["198.18.0.1"], again.state.users["any:mallory"]):
+        assert again.state.remaining_s(block, clock()) == max(600, ttl_s)
+        assert (block.owner, block.where) == ("operator", "")
+    again.close()
+
+
 def test_a_damaged_entry_blocks_nobody_who_cannot_be_named(tmp_path: Path) -> None:
     clock = Clock()
     journal = Journal(str(tmp_path), clock)

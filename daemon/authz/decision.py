@@ -220,10 +220,12 @@ def _api_key(value: bytes, has_scheme: bool) -> bytes:
     """The key in a header: all of it without the word `Bearer` (RFC 6750, 2.1). `has_scheme`: other schemes, such as
     `Basic`, hold no key."""
     value = value.strip()
-    scheme, space, rest = value.partition(b" ")
+    if not value:
+        return b""
+    scheme, *rest = value.split(None, 1)  # a server may take a tab for the space
     if scheme.lower() == b"bearer":
-        return rest.strip()
-    return b"" if has_scheme and (space or scheme.lower() == b"basic") else value
+        return rest[0] if rest else b""
+    return b"" if has_scheme and (rest or scheme.lower() == b"basic") else value
 
 
 def _open(word: object) -> bool:

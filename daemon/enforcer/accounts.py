@@ -155,6 +155,7 @@ class Accounts:
         self._names, self._refused = names, refused
         accounts = self._accounts()
         self._ending = {account: self._ending[account] for account in accounts if account in self._ending}
+        self._kill_at = {account: self._kill_at[account] for account in accounts if account in self._kill_at}
         for account in accounts:
             if account.name not in former:
                 self._end(account)
@@ -169,36 +170,41 @@ class Accounts:
         Raises OSError where it cannot be told who can become root.
         """
         names: list[str] = []
+        denied: set[str] = set()  # the same by the accounts' own names: a directory may take them in any case
         refused: dict[str, str] = {}
         every = pwd.getpwall() if wanted else []
         can_become_root = admins(self.places.group, self.places.passwd, (self._rails.operators,))
         for name in sorted(wanted, key=lambda name: name not in former):
-            account = _account(name)
-            if account is None:
+            entry = _entry(name)
+            if entry is None:
                 why = "there is no such account here" if wanted[name][1] else None
             else:
-                why = self._protection(account, every)
-                if not why and name in can_become_root and not can_become_root - {*names, name}:
+                own = entry.pw_name
+                why = self._protection(name, entry, every)
+                if not why and own in can_become_root and not can_become_root - {*denied, own}:
                     why = "it is the last account that can become root (last_admin)"
                 if not why and len(names) >= MOST_NAMES:
                     why = f"{MOST_NAMES} are denied already"
             if why:
                 refused[name] = why
-            elif account is not None:
+            elif entry is not None:
                 names.append(name)
+                denied.add(entry.pw_name)
         return names, refused
 
-    def _protection(self, account: Account, every: Sequence[pwd.struct_passwd]) -> str | None:
-        """Why an account is never denied; None where nothing protects it."""
-        name = account.name
-        if account.uid == 0:
+    def _protection(
+        self, name: str, account: pwd.struct_passwd, every: Sequence[pwd.struct_passwd]
+    ) -> str | None:
+        """Why an account that answers to `name` is never denied; None where nothing protects it."""
+        if account.pw_uid == 0:
             return "it is uid 0"
         never = {whom for kind, whom in self._rails.never_block_users if kind in ("account", "any")}
-        for other in (name, *(entry.pw_name for entry in every if entry.pw_uid == account.uid)):
+        same = (entry.pw_name for entry in every if entry.pw_uid == account.pw_uid)
+        for other in (name, account.pw_name, *same):
             if other in never:
                 return "the rails never block it" if other == name else f"it shares its uid with {other}"
-        if account.uid < self.first_uid:
-            return f"it is a system account (uid {account.uid} is below UID_MIN, {self.first_uid})"
+        if account.pw_uid < self.first_uid:
+            return f"it is a system account (uid {account.pw_uid} is below UID_MIN, {self.first_uid})"
         return None
 
     def _accounts(self) -> list[Account]:
@@ -329,14 +335,19 @@ def _names_in(path: str) -> list[str]:
     return []
 
 
-def _account(name: str) -> Account | None:
-    """The account of this name, which has to be one that a line of the file can hold."""
+def _entry(name: str) -> pwd.struct_passwd | None:
+    """The account that answers to this name, which has to be one that a line of the file can hold."""
     if not name.isprintable() or name.split() != [name] or ":" in name:
         return None
     try:
-        return Account(name, pwd.getpwnam(name).pw_uid)
+        return pwd.getpwnam(name)
     except (KeyError, OSError, ValueError):
         return None
+
+
+def _account(name: str) -> Account | None:
+    entry = _entry(name)
+    return Account(name, entry.pw_uid) if entry is not None else None
 
 
 def _first_uid(path: str) -> int:

@@ -389,7 +389,7 @@ class Journal:
 
 
 def _blockable(network: str) -> bool:
-    """Whether it is written as `address_text` does and has a length that can be blocked; in a tenth of the time that
+    """Whether it is written as `address_text` does, and is a network of a length that can be blocked; in a tenth of the time that
     an ip_network takes."""
     address, slash, length = network.partition("/")
     version, family = (6, AF_INET6) if ":" in address else (4, AF_INET)
@@ -398,6 +398,8 @@ def _blockable(network: str) -> bool:
     try:
         packed = inet_pton(family, address)
     except (OSError, ValueError):
+        return False
+    if slash and int.from_bytes(packed, "big") & ((1 << 8 * len(packed) - int(length)) - 1):
         return False
     return address == inet_ntop(family, packed) or address == str(ip_address(packed))
 

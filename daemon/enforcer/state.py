@@ -187,10 +187,10 @@ class State:
         return [[principal, b.ends_ns - self.elapsed_ns, *b[1:]] for principal, b in self.users.items()]
 
     def _block(self, entry: dict[str, Any], trusted: bool) -> None:
-        self.blocks[str(entry["address"])] = self._blocked(entry)
+        _put(self.blocks, str(entry["address"]), self._blocked(entry), trusted)
 
     def _block_user(self, entry: dict[str, Any], trusted: bool) -> None:
-        self.users[f"{entry['kind']}:{entry['user']}"] = self._blocked(entry)
+        _put(self.users, f"{entry['kind']}:{entry['user']}", self._blocked(entry), trusted)
 
     def _blocked(self, entry: dict[str, Any]) -> Block:
         return Block(
@@ -249,10 +249,10 @@ class State:
         ttl_s = int(entry.get("ttl_s", 0))
         for name, door in dict(entry["endpoints"]).items():
             former = self.restrictions.get(name)
-            if former is not None and not trusted:
-                continue  # it could let more pass
             if former is not None and 0 < former.ends_ns <= self.elapsed_ns:
                 former = None
+            if former is not None and not trusted:
+                continue  # it could let more pass
             self.restrictions[name] = Restriction(
                 *_door(door),
                 since_ns=former.since_ns if former else int(entry["wall"]),
@@ -335,9 +335,23 @@ class State:
 
     def _restore(self, entry: dict[str, Any], trusted: bool) -> None:
         for address, remains_ns, *rest in entry["blocks"]:
-            self.blocks[str(address)] = Block(self.elapsed_ns + int(remains_ns), *rest)
+            _put(self.blocks, str(address), Block(self.elapsed_ns + int(remains_ns), *rest), trusted)
         for principal, remains_ns, *rest in entry.get("users", ()):
-            self.users[str(principal)] = Block(self.elapsed_ns + int(remains_ns), *rest)
+            _put(self.users, str(principal), Block(self.elapsed_ns + int(remains_ns), *rest), trusted)
+
+
+def _put(blocks: dict[str, Block], name: str, block: Block, trusted: bool) -> None:
+    """What is blocked already neither ends sooner, nor is refused in fewer places, nor may be taken back by others,
+    for an entry that is not trusted."""
+    former = blocks.get(name)
+    if former is not None and not trusted:
+        longer = former if former.ends_ns >= block.ends_ns else block
+        owners = former.owner, block.owner
+        block = longer._replace(
+            where=former.where and block.where,
+            owner="operator" if "operator" in owners else longer.owner,
+        )
+    blocks[name] = block
 
 
 def _door(said: Any) -> tuple[tuple[Service, ...], tuple[Network, ...], tuple[Network, ...]]:
