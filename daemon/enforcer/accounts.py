@@ -34,7 +34,7 @@ MOST_NAMES = 10_000
 GRACE_S = 2.0
 """How long a session has between SIGTERM and SIGKILL."""
 AGAIN_S = (0.1, 0.3, 1.0)
-"""When the sessions of who was just denied are looked at again: sshd opens one some time after it said that it would."""
+"""When the sessions of who was just denied are looked at again: sshd opens one a while after it said that it would."""
 LOOK_S = 5.0
 """How often the file and the sessions of who is denied are looked at: for one who was logging in at that moment."""
 
