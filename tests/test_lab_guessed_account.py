@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from gatewatch.daemon.enforcer.accounts import FILE
 from gatewatch.daemon.enforcer.pamstack import rule
+from lab.arrival import Arrival
 from lab.lab import HOSTS, PASSWORDS, Lab, Session, answers, read, unmet, wait_for
 from lab.running import Gatewatch, descendants
 from lab.services import PAM_SSHD, authorise
@@ -111,33 +112,6 @@ def short_lived(lab: Lab) -> dict[str, Any]:
     text = shipped.replace("ttl: 24h", f"ttl: {TTL_S}s").replace("ttl: 1h ", f"ttl: {TTL_S}s ")
     (folder / "account-compromise.yaml").write_text(text)
     return {"directories": [str(folder)]}
-
-
-class Arrival:
-    """When a line with this text came to be in a file, to within half a millisecond."""
-
-    def __init__(self, path: Path, text: str) -> None:
-        self.ns = 0
-        self._path, self._text = path, text.encode()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def _watch(self) -> None:
-        until = time.monotonic() + LIMIT_S
-        with open(self._path, "rb") as file:
-            file.seek(0, os.SEEK_END)
-            said = b""
-            while time.monotonic() < until:
-                said += file.read()
-                if self._text in said:
-                    self.ns = time.time_ns()
-                    return
-                time.sleep(0.0005)
-
-    def wait(self) -> int:
-        self._thread.join()
-        assert self.ns, f"{self._text!r} did not come"
-        return self.ns
 
 
 def guess_from_many(lab: Lab, sources: list[str], each: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,15 +33,18 @@ table inet published {{
 
 
 class ModelServer:
-    """`with ModelServer(lab, host, address, port) as server:` runs one of the lab's model servers there."""
+    """`with ModelServer(lab, host, address, port) as server:` runs one of the lab's model servers there, for `keys`."""
 
-    def __init__(self, lab: Lab, host: str, address: str, port: int) -> None:
+    def __init__(
+        self, lab: Lab, host: str, address: str, port: int, keys: Iterable[str] = KEYS.values()
+    ) -> None:
+        self.keys = tuple(keys)
         self.lab, self.host, self.address, self.port = lab, host, address, port
         self.output = lab.folder / f"model-{host}-{port}.out"
         self._process: subprocess.Popen[Any] | None = None
 
     def __enter__(self) -> ModelServer:
-        command: list[str | Path] = [sys.executable, SERVER, self.address, str(self.port), *KEYS.values()]
+        command: list[str | Path] = [sys.executable, SERVER, self.address, str(self.port), *self.keys]
         with open(self.output, "wb") as said:
             self._process = self.lab.popen_in(self.host, command, stdout=said, stderr=said)
         with self.lab.inside(self.host):
