@@ -285,7 +285,7 @@ def test_the_order_of_playbooks_does_not_matter() -> None:
         ("brute_force", ["block_source"]),
         ("password_spray", ["block_source"]),
         ("account_compromise", ["block_source", "block_user", "capture_evidence", "notify"]),
-        ("credential_stuffing", ["notify", "block_source", "capture_evidence"]),
+        ("credential_stuffing", ["notify", "capture_evidence"]),
         ("control_endpoint_access", ["block_source", "capture_evidence", "notify"]),
         ("off_allowlist_egress", ["notify", "capture_evidence"]),
         ("off_allowlist_ingress", ["notify"]),
