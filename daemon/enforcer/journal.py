@@ -389,8 +389,8 @@ class Journal:
 
 
 def _blockable(network: str) -> bool:
-    """Whether it is written as `address_text` does, and is a network of a length that can be blocked; in a tenth of the time that
-    an ip_network takes."""
+    """Whether it is written as `address_text` does, and is a network of a length that can be blocked; in a tenth of the
+    time that an ip_network takes."""
     address, slash, length = network.partition("/")
     version, family = (6, AF_INET6) if ":" in address else (4, AF_INET)
     if slash and length not in _WIDER[version]:

@@ -16,7 +16,7 @@ class Arrival:
     def __init__(self, path: Path, text: str) -> None:
         self.ns = 0
         self._text = text.encode()
-        self._file = open(path, "rb")
+        self._file = path.open("rb")  # here, so that nothing is missed that is written from now on
         self._file.seek(0, os.SEEK_END)
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
