@@ -241,3 +241,22 @@ def test_the_audit_log_is_verified_and_a_change_in_it_is_found(rig: Rig, capsys)
     assert "the chain is broken" in capsys.readouterr().err
     assert main(["audit", "verify", "--json", *words]) == 1
     assert json.loads(capsys.readouterr().out)["intact"] is False
+
+
+@pytest.mark.lab
+def test_a_doubtful_name_is_blocked_with_a_word_about_it_and_an_api_key_never(rig: Rig, capsys) -> None:
+    words = ["--ttl", "10m", "--reason", "a test", "--state", str(rig.state)]
+    for name, doubt in (
+        ("acount:alice", "'acount' is no kind of user"),
+        ("account:not-here", "no such account here"),
+    ):
+        assert main(["block", "user", name, *words]) == 0
+        assert doubt in capsys.readouterr().out
+    assert main(["block", "user", "key:k-0123456789abcdef", *words]) == 0
+    assert "mind" not in capsys.readouterr().out
+    for name in ("key:sk-secret", "sk-secret"):
+        assert main(["block", "user", name, *words]) == 2
+        assert "looks like an API key" in capsys.readouterr().err
+    assert b"sk-secret" not in (rig.state / "enforcer" / "journal").read_bytes()
+    assert main(["status", "--state", str(rig.state)]) in (0, 1)
+    assert "0 blocks in force and 3 of users" in capsys.readouterr().out

@@ -39,6 +39,8 @@ COMPRISES = {
     ),
 }
 """What the kind of a user comprises, and what is refused."""
+API_KEYS = ("sk-", "Bearer ")
+"""How API keys begin (those of OpenAI, LiteLLM, and of many who follow them); no key id does."""
 
 
 def register(app: typer.Typer) -> None:
@@ -90,7 +92,7 @@ def block(
     if whom:
         answer = enforcer.block_user(whom[1], kind=whom[0], ttl_s=ttl_s, reason=reason)
         comprises, refused = COMPRISES[whom[0]]
-        after = f" ({comprises}); refused are {refused}"
+        after = f" ({comprises}); refused are {refused}{_doubt(*whom)}"
     else:
         answer = enforcer.block(value, ttl_s=ttl_s, reason=reason, where=where)
         after = " at the gateway alone" if where else f"; {answer.get('cut', 0)} sockets ended"
@@ -143,9 +145,30 @@ def _user(kind: str, value: str) -> tuple[str, str] | None:
             f"{kind!r} cannot be blocked", remedy="say `block ip ADDRESS` or `block user KIND:NAME`"
         )
     try:
-        return principal(value)
+        found = principal(value)
     except ValueError as error:
         raise UsageError(f"user {value[:40]!r}: {error}") from None
+    if found[0] in ("key", "any") and found[1].startswith(API_KEYS):
+        raise UsageError(
+            "that looks like an API key itself, which the audit log must not hold",
+            remedy="`gatewatch authz key-id < FILE` prints its id, as key:k-…",
+        )
+    return found
+
+
+def _doubt(kind: str, name: str) -> str:
+    """What may be wrong with a name that can be blocked all the same."""
+    before, colon, _ = name.partition(":")
+    if kind == "any" and colon:
+        return f"; mind that {before!r} is no kind of user: {', '.join(COMPRISES)}"
+    if kind == "account":
+        import pwd
+
+        try:
+            pwd.getpwnam(name)
+        except (KeyError, ValueError):
+            return "; mind that there is no such account here now"
+    return ""
 
 
 def _row(said: dict[str, Any]) -> dict[str, Any]:

@@ -190,12 +190,17 @@ def _inputs(health: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _of_users(response: dict[str, Any]) -> str:
+    count = response.get("users", 0)
+    return f" and {count:,} of users" if count else ""
+
+
 def _response(enforcer: str, response: dict[str, Any] | None) -> list[str]:
     if response is None:
         return [f"enforcer   {enforcer}"]
     cut = ", ".join(str(kill["endpoint"]) for kill in response["kills"])
     lines = [
-        f"enforcer   {enforcer}, {response['blocks']:,} blocks in force",
+        f"enforcer   {enforcer}, {response['blocks']:,} blocks in force{_of_users(response)}",
         f"  kill switch  {f'ENGAGED for {cut}' if cut else 'released'}",
     ]
     restrictions = response.get("restrictions", ())
