@@ -6,6 +6,7 @@ import grp
 import os
 import pwd
 import secrets
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -369,3 +370,27 @@ def test_a_release_by_two_real_accounts_and_all_of_it_in_the_chain(rig: Rig, acc
     ]  # fmt: skip
     verified = rig.run("audit", "verify", "--state", str(rig.state))
     assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+@pytest.mark.lab
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.rails('two_people = ["release"]\n' + RAILS)
+def test_a_release_that_nobody_granted_in_time_is_refused_to_real_accounts(
+    rig: Rig, accounts: list[str]
+) -> None:
+    one, other = (pwd.getpwnam(name).pw_uid for name in accounts)
+    groups = [os.getgrouplist(name, pwd.getpwnam(name).pw_gid) for name in accounts]
+    release = {"request": "release", "endpoints": ["models"], "reason": "over"}
+    _, asked = rig.ask_as(one, KILL, release, groups=groups[0])
+    rig.stop()
+    rig.start(
+        "unshare", "--time", "--boottime", "1000", "--fork", "--kill-child"
+    )  # a quarter of an hour later
+    (late,) = rig.ask_as(other, grant(asked["pending"]), groups=groups[1])
+    assert late["rail"] == "approval"
+    assert rig.enforcer().status()["kills"], "nothing was released"
+    said = [(e["do"], e["id"]) for e in entries(rig, "ask", "expired", "grant", "release")]
+    assert said == [("ask", asked["pending"]), ("expired", asked["pending"])]
+    verified = rig.run("audit", "verify", "--state", str(rig.state))
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    rig.stop(signal.SIGKILL)  # unshare waits for its child, whatever else it is told
