@@ -50,6 +50,27 @@ def restricted(rig: Rig) -> list[str]:
     return [r["endpoint"] for r in rig.enforcer().status()["restrictions"]]
 
 
+MANY = [f"10.{n >> 8}.{n & 255}.0/24" for n in range(20_000)]
+
+
+@pytest.mark.lab
+@pytest.mark.rails(CLOSABLE.replace(ALLOWED, json.dumps(MANY)))
+def test_thousands_of_allowed_networks_are_published_and_told_to_who_follows(rig: Rig) -> None:
+    answer = rig.enforcer().restrict(["models"], "leak")
+    assert answer["proven"] and answer["allowed_count"] == len(MANY)
+    news = rig.enforcer().follow(0)
+    next(news)
+    told = [entry["entry"] for entry in news]
+    (said,) = [entry for entry in told if entry["do"] == "restrict"]
+    assert list(said["endpoints"]) == ["models"] and said["reason"] == "leak"
+    denied = DenyList(rig.state / "run" / "denied")
+    denied.refresh(1)
+    while denied.behind:
+        denied.refresh(1)
+    assert denied.known and set(map(str, denied.restricted("models") or ())) >= set(MANY)
+    denied.close()
+
+
 def noted(rig: Rig, do: str) -> list[dict[str, Any]]:
     return [entry for entry in rig.journal() if entry["do"] == do]
 
