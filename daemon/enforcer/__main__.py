@@ -57,7 +57,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _restore(options: Options, authority: Authority) -> int:
-    """Blocks as well; without valid rails none in the kernel but the kill switch, and exit code 2. Raises GatewatchError."""
+    """Blocks as well; without valid rails the kernel has none but the kill switch, and it ends with exit code 2.
+    Raises GatewatchError."""
     authority.use(rails_file.load(options.rails))
     authority.restore()
     state = authority.journal.state
