@@ -118,13 +118,17 @@ class Authority:
         self.restrictions.look_around()
 
     def end_due(self) -> list[str]:
-        """End what was engaged or restricted for a time that is over; in words. Raises EnforcerError."""
+        """End what was engaged or restricted for a time that is over; in words. Raises EnforcerError. A deny list
+        that could not be written is tried again."""
+        if self._deny_list is not None and self._deny_list.next_try_s() <= 0:
+            self._deny_list.mend()
         over = [f"released {name}" for name in self.killswitch.end_due()]
         return over + [f"lifted the restriction of {name}" for name in self.restrictions.end_due()]
 
     def next_end_s(self) -> float:
         """Seconds until `end_due` has something to do."""
-        return min(self.killswitch.next_end_s(), self.restrictions.next_end_s())
+        ends_s = min(self.killswitch.next_end_s(), self.restrictions.next_end_s())
+        return min(ends_s, self._deny_list.next_try_s()) if self._deny_list is not None else ends_s
 
     def restore(self) -> None:
         """Make the kernel's blocks what the journal says, in one transaction. Raises EnforcerError."""
