@@ -71,6 +71,32 @@ def test_thousands_of_allowed_networks_are_published_and_told_to_who_follows(rig
     denied.close()
 
 
+EVERY = [f"e{n}" for n in range(40)]
+
+
+@pytest.mark.lab
+@pytest.mark.rails(
+    RAILS
+    + "".join(
+        f'[[endpoint]]\nname = "{name}"\nfronts = ["*:{9000 + n}/tcp"]\nallowed = {json.dumps(MANY[:400:2])}\n'
+        "restrict_without_person = true\nkill_without_person = true\n"
+        for n, name in enumerate(EVERY)
+    )
+)
+def test_long_reasons_of_the_analyser_keep_nobody_from_the_status(rig: Rig) -> None:
+    reason = "\U0001f600" * 500
+    restricting, killing = rig.ask_as(
+        ANALYSER_UID,
+        restrict(*EVERY, reason=reason),
+        {"request": "kill", "endpoints": EVERY, "reason": reason, "probe": 0},
+    )
+    assert restricting["restricted"] == EVERY and killing["engaged"] == EVERY
+    status = rig.enforcer().status()
+    assert [r["endpoint"] for r in status["restrictions"]] == EVERY
+    assert [k["endpoint"] for k in status["kills"]] == EVERY
+    assert all(r["allowed_count"] == 200 and r["by"] == "analyser" for r in status["restrictions"])
+
+
 def noted(rig: Rig, do: str) -> list[dict[str, Any]]:
     return [entry for entry in rig.journal() if entry["do"] == do]
 

@@ -8,6 +8,7 @@ have to agree.
 
 from __future__ import annotations
 
+import json
 import os
 from collections import defaultdict, deque
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import Any
 from ..errors import EnforcerError
 from . import signatures
 from .approvals import Answer, Approvals
-from .blocks import Blocks
+from .blocks import MOST_LISTED_BYTES, Blocks, brief
 from .callers import Caller
 from .deny_list import DenyList
 from .ending import Ending
@@ -250,7 +251,7 @@ class Authority:
     def _status(self, ask: dict[str, Any], caller: Caller) -> dict[str, Any]:
         journal, state = self.journal, self.journal.state
         now_ns = state.elapsed_at(self._now())
-        return {
+        answer = {
             **(status := self.killswitch.status()),
             "restrictions": self.restrictions.status(),
             "differs": [*status["differs"], *self.restrictions.differences()],
@@ -265,6 +266,7 @@ class Authority:
             "waiting": sum(a.ends_ns > now_ns for a in state.approvals.values()),
             "deny_list": self._deny_list.problem if self._deny_list is not None else "",
         }  # fmt: skip
+        return _fitting(answer, [*answer["kills"], *answer["restrictions"]])
 
     def note(self, do: str, **fields: Any) -> None:
         """Say in the journal what happened, without an effect. Raises EnforcerError."""
@@ -300,3 +302,14 @@ class Authority:
             self._deny_list.write()
         if self.blocks.unfinished:
             self.blocks.finish()
+
+
+def _fitting(answer: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """`answer` as one message takes it: where it is too long, with less in its `rows` of what may be long."""
+    for most_text, most_items in ((100, 3), (20, 0)):
+        if len(json.dumps(answer)) <= MOST_LISTED_BYTES:
+            break
+        for row in rows:
+            row["reason"] = brief(row["reason"], most_text)
+            row |= {key: row[key][:most_items] for key in ("services", "allowed") if key in row}
+    return answer

@@ -204,7 +204,7 @@ class Blocks:
             if why is None and former is None and address not in taken and left < 1:
                 why = Refusal(f"{self._rails.limits.most_blocks} blocks are in force", "most_blocks")
             if why is not None:
-                refused.append([_brief(text), _brief(why.reason)])
+                refused.append([brief(text), brief(why.reason)])
             elif former is not None and not former.where and remains_s >= ttl_s:
                 already += 1
             else:
@@ -335,6 +335,6 @@ def asked_network(text: str) -> Network | Refusal:
         return Refusal(f"address: {error}", "address")
 
 
-def _brief(text: str) -> str:
+def brief(text: str, most: int = 100) -> str:
     """So short and plain that an answer has room for as many as one message can ask for."""
-    return "".join(c if c.isascii() and c not in '"\\' else "?" for c in text[:100])
+    return "".join(c if c.isascii() and c not in '"\\' else "?" for c in text[:most])
