@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from enforcer_rig import ANALYSER_UID, RAILS, Rig
 from gatewatch.daemon.audit import entry_document
-from gatewatch.daemon.enforcer import signatures
+from gatewatch.daemon.enforcer import callers, signatures
 from gatewatch.daemon.enforcer.authority import Authority
 from gatewatch.daemon.enforcer.callers import Caller
 from gatewatch.daemon.enforcer.journal import Journal
@@ -258,6 +258,30 @@ def test_the_commands_show_what_will_happen_whom_it_hits_and_who_is_needed(rig: 
     denied = rig.run("approvals", "deny", kill["pending"], *state)
     assert "nothing was done" in denied.stdout
     assert rig.run("approvals", "list", *state).stdout == "nothing waits for a person\n"
+
+
+@pytest.mark.parametrize("lent_first", [True, False])
+def test_by_the_account_of_another_nobody_agrees_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lent_first: bool
+) -> None:
+    logins = {11: ALICE, 12: ALICE, 13: CAROL, 14: ALICE, 15: BOB}
+    monkeypatch.setattr(callers, "_login_of", lambda pid: logins[pid])
+    journal = Journal(str(tmp_path), Clock())
+    authority = Authority(journal, None, Clock())  # type: ignore[arg-type]
+    authority.use(parse('management = ["192.0.2.1"]\ntwo_people = ["block_user"]'))
+    alice, sudo = Caller("operator", ALICE, 11), Caller("operator", BOB, 12)  # sudo -u bob
+    lent, root = Caller("operator", ALICE, 13), Caller("operator", 0, 14)  # carol runs what alice made setuid
+    first, *others = (sudo, alice, root) if lent_first else (alice, sudo, lent, root)
+    asked = authority.handle(USER, first)
+    assert isinstance(asked, dict) and asked["needs"] == 1
+    for other in others:
+        refused = authority.handle(grant(asked["pending"]), other)
+        assert isinstance(refused, dict) and refused.get("rail") == "two_people", refused
+    assert journal.state.users == {}
+    carol = Caller("operator", CAROL, 13)
+    assert authority.handle(grant(asked["pending"]), carol)["ok"]  # type: ignore[index]
+    assert list(journal.state.users) == ["subject:alice"]
+    journal.close()
 
 
 def test_what_nobody_answers_in_time_expires_and_is_noted(tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 from enforcer_rig import FRONT, RAILS, Rig
+from gatewatch.daemon.enforcer.authority import Authority
 from gatewatch.daemon.enforcer.deny_list import DenyList
 from gatewatch.daemon.enforcer.journal import Journal
+from gatewatch.daemon.enforcer.kernel.nft import Nft
 from gatewatch.daemon.enforcer.state import NS_PER_S, clocks
 from lab.lab import Lab, wait_for
 from test_enforcer_users import Clock, block_user
@@ -155,6 +157,22 @@ def test_a_folder_that_cannot_be_written_hinders_nothing(published: Published, t
     (tmp_path / "run").unlink()
     assert published.list.mend() != []
     assert len(published.lines()) == 2
+
+
+def test_what_could_not_be_written_is_tried_again_soon_and_less_often_the_longer_it_fails(
+    published: Published, tmp_path: Path
+) -> None:
+    authority = Authority(published.journal, Nft(), published.clock, published.list)
+    assert authority.next_end_s() == float("inf")
+    (tmp_path / "run").write_text("no folder")
+    authority.publish()
+    assert 0 < authority.next_end_s() <= 1
+    published.block("198.18.0.1")
+    wait_for("the second try", lambda: authority.end_due() == [] and authority.next_end_s() > 1)
+    (tmp_path / "run").unlink()
+    wait_for("the third", lambda: authority.end_due() == [] and published.path.exists())
+    assert [line[2] for line in published.lines()[1:]] == ["198.18.0.1"]
+    assert authority.next_end_s() == float("inf")
 
 
 @pytest.mark.parametrize("change", ["removed", "replaced", "longer", "open to others"])

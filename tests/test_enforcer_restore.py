@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from enforcer_rig import FRONT, RAILS, Rig
+from gatewatch.daemon.denied import DenyList
 from gatewatch.daemon.enforcer.journal import Journal
 from gatewatch.daemon.enforcer.state import clocks
 from lab.lab import Lab, program
@@ -96,6 +97,28 @@ def test_with_wrong_rails_the_kill_switch_comes_back_all_the_same(rig: Rig) -> N
     assert "rails.toml" in done.stderr
     with rig.serving(FRONT):
         assert rig.unreachable(FRONT)
+
+
+@pytest.mark.lab
+@pytest.mark.parametrize("at_boot", [True, False])
+def test_with_wrong_rails_the_gateway_still_learns_who_is_refused(rig: Rig, at_boot: bool) -> None:
+    rig.enforcer().block_user("eve", kind="key", ttl_s=600, reason="test")
+    rig.command("engage", "--endpoint", "models", "--reason", "test", "--no-probe")
+    rig.stop()
+    path = rig.state / "run" / "denied"
+    path.unlink()
+    rig.rails.write_text("this is no toml")
+    if at_boot:
+        assert restore(rig).returncode == 2
+    else:
+        rig.launch()
+        assert rig.process is not None
+        assert rig.process.wait(30) == 2
+    denied = DenyList(path)
+    denied.refresh()
+    assert denied.known, denied.problem
+    assert denied.denied_user("key", "eve") and denied.killed("models")
+    denied.close()
 
 
 @pytest.mark.skipif(program("systemd-analyze") is None, reason="needs systemd-analyze")

@@ -50,6 +50,53 @@ def restricted(rig: Rig) -> list[str]:
     return [r["endpoint"] for r in rig.enforcer().status()["restrictions"]]
 
 
+MANY = [f"10.{n >> 8}.{n & 255}.0/24" for n in range(20_000)]
+
+
+@pytest.mark.lab
+@pytest.mark.rails(CLOSABLE.replace(ALLOWED, json.dumps(MANY)))
+def test_thousands_of_allowed_networks_are_published_and_told_to_who_follows(rig: Rig) -> None:
+    answer = rig.enforcer().restrict(["models"], "leak")
+    assert answer["proven"] and answer["allowed_count"] == len(MANY)
+    news = rig.enforcer().follow(0)
+    next(news)
+    told = [entry["entry"] for entry in news]
+    (said,) = [entry for entry in told if entry["do"] == "restrict"]
+    assert list(said["endpoints"]) == ["models"] and said["reason"] == "leak"
+    denied = DenyList(rig.state / "run" / "denied")
+    denied.refresh(1)
+    while denied.behind:
+        denied.refresh(1)
+    assert denied.known and set(map(str, denied.restricted("models") or ())) >= set(MANY)
+    denied.close()
+
+
+EVERY = [f"e{n}" for n in range(40)]
+
+
+@pytest.mark.lab
+@pytest.mark.rails(
+    RAILS
+    + "".join(
+        f'[[endpoint]]\nname = "{name}"\nfronts = ["*:{9000 + n}/tcp"]\nallowed = {json.dumps(MANY[:400:2])}\n'
+        "restrict_without_person = true\nkill_without_person = true\n"
+        for n, name in enumerate(EVERY)
+    )
+)
+def test_long_reasons_of_the_analyser_keep_nobody_from_the_status(rig: Rig) -> None:
+    reason = "\U0001f600" * 500
+    restricting, killing = rig.ask_as(
+        ANALYSER_UID,
+        restrict(*EVERY, reason=reason),
+        {"request": "kill", "endpoints": EVERY, "reason": reason, "probe": 0},
+    )
+    assert restricting["restricted"] == EVERY and killing["engaged"] == EVERY
+    status = rig.enforcer().status()
+    assert [r["endpoint"] for r in status["restrictions"]] == EVERY
+    assert [k["endpoint"] for k in status["kills"]] == EVERY
+    assert all(r["allowed_count"] == 200 and r["by"] == "analyser" for r in status["restrictions"])
+
+
 def noted(rig: Rig, do: str) -> list[dict[str, Any]]:
     return [entry for entry in rig.journal() if entry["do"] == do]
 

@@ -137,6 +137,28 @@ def test_addresses_and_users_count_into_one_measure_of_a_minute(rig: Rig) -> Non
 
 
 @pytest.mark.lab
+def test_the_analyser_leaves_people_room_to_block(rig: Rig) -> None:
+    rig.stop()
+    limits = "most_blocks = 100\nmost_users = 100\nmost_new_per_minute = 1000\n"
+    rig.rails.write_text(
+        RAILS.split("most_blocks")[0] + limits + "[[endpoint]]" + RAILS.split("[[endpoint]]", 1)[1]
+    )
+    rig.start()
+    asks: list[dict[str, Any]] = []
+    for n in range(101):
+        asks.append({**USER, "user": f"u{n}"})
+        asks.append({"request": "block", "address": f"198.18.0.{n}", "ttl_s": 600, "reason": "test"})
+    answers = rig.ask_as(ANALYSER_UID, *asks)
+    assert [a["ok"] for a in answers] == [True] * 198 + [False] * 4
+    assert {a["rail"] for a in answers[198:]} == {"most_blocks", "most_users"}
+    people = rig.enforcer()
+    people.block("198.19.0.1", ttl_s=600, reason="test")
+    people.block_user("eve", ttl_s=600, reason="test")
+    with pytest.raises(RefusedError, match="100 users are blocked"):
+        people.block_user("mallory", ttl_s=600, reason="test")
+
+
+@pytest.mark.lab
 def test_what_is_blocked_survives_a_restart_and_ends_by_itself(rig: Rig) -> None:
     rig.enforcer().block_user("alice", kind="account", ttl_s=600, reason="test")
     rig.enforcer().block_user("bob", ttl_s=1, reason="test")

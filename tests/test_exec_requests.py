@@ -231,6 +231,12 @@ def test_what_an_attacker_wrote_keeps_no_request_from_being_taken(
     assert len(request.input) <= MOST_INPUT
 
 
+def test_no_line_of_the_input_is_a_command_to_a_mail_program() -> None:
+    said = "~!touch /tmp/x\na ~ b\n~r /etc/passwd\n\n~~\n"
+    request = parse(json.dumps({"run": "mail", "id": "1", "input": said}).encode())
+    assert request.input == b"?!touch /tmp/x\na ~ b\n?r /etc/passwd\n\n?~\n"
+
+
 def test_long_text_is_cut_and_fits_the_line() -> None:
     data = encoded(
         {"run": "page", "id": "1", "environment": {"GATEWATCH_A": "é" * 5000}, "input": "é\n" * 90_000}

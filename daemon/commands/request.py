@@ -19,6 +19,8 @@ MOST_VALUE = 1_024  # bytes of UTF-8 of one environment variable's value
 MOST_ENVIRONMENT = 16_384  # bytes of all names and values
 MOST_VARIABLES = 64
 _VARIABLE = re.compile(r"GATEWATCH_[A-Z0-9_]{1,54}", re.ASCII)
+_ESCAPE = re.compile(r"^~", re.MULTILINE)
+"""Has some mail(1) run what follows, even where its input is no terminal (CVE-2021-32749)."""
 _FIELDS = frozenset(("run", "undo", "id", "environment", "input"))
 
 
@@ -112,7 +114,7 @@ def _environment(given: object) -> dict[str, str]:
 def _input(given: object) -> bytes:
     if type(given) is not str:
         raise MalformedError("field input: text")
-    data = plain(given, keep="\n\t").encode()
+    data = _ESCAPE.sub("?", plain(given, keep="\n\t")).encode()
     if len(data) > MOST_INPUT:
         raise MalformedError(f"field input: more than {MOST_INPUT} bytes")
     return data

@@ -36,12 +36,12 @@ def main(arguments: list[str]) -> int:
         authority = Authority(journal, Nft(), now, deny_list)
         authority.killswitch.restore()  # before anything that may fail: what was cut off stays cut off
         _try(authority.restrictions.restore)
+        authority.publish()  # nor does what the gateway refuses depend on the rails
         if options.restore_only:
             return _restore(options, authority)
         server = Server(options, authority)
         server.load_rails()
         authority.restore()
-        authority.publish()
         _try(authority.look_around)
         _try(authority.killswitch.tidy)
         _note(journal, "start")
@@ -57,10 +57,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _restore(options: Options, authority: Authority) -> int:
-    """Blocks as well; without valid rails none but the kill switch, and exit code 2. Raises GatewatchError."""
+    """Blocks as well; without valid rails the kernel has none but the kill switch, and it ends with exit code 2.
+    Raises GatewatchError."""
     authority.use(rails_file.load(options.rails))
     authority.restore()
-    authority.publish()
     state = authority.journal.state
     say(f"restored {len(state.blocks)} blocks and {len(state.kills)} kill switches")
     if state.restrictions:

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import EnforcerError
 from .blocks import MOST_LISTED_BYTES
-from .callers import Caller
+from .callers import Caller, shared
 from .journal import Journal
 from .killswitch import Later
 from .protocol import encode
@@ -56,7 +56,7 @@ class Approvals:
                 if caller.role == "analyser":
                     if other.owner == "analyser":
                         return self._pending(name)
-                elif caller.person in {person for _, person in other.granted}:
+                elif _agreed(caller.person, other):
                     return self._pending(name)
                 else:
                     return self._agree(name, other, caller)
@@ -118,7 +118,7 @@ class Approvals:
         return waiting
 
     def _agree(self, name: str, waiting: Approval, caller: Caller) -> Answer:
-        if caller.person in {person for _, person in waiting.granted}:
+        if _agreed(caller.person, waiting):
             others = " and ".join(by for by, _ in waiting.granted)
             return Refusal(f"{name} needs another person than {others}", "two_people")
         if len(waiting.granted) + 1 < self._needs(waiting):
@@ -157,6 +157,11 @@ class Approvals:
 
     def _now_ns(self) -> int:
         return self._journal.state.elapsed_at(self._now())
+
+
+def _agreed(person: str, waiting: Approval) -> bool:
+    """Whether who agreed already can be that person."""
+    return any(shared(person, other) for _, other in waiting.granted)
 
 
 def _essence(asked: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ have to agree.
 
 from __future__ import annotations
 
+import json
 import os
 from collections import defaultdict, deque
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import Any
 from ..errors import EnforcerError
 from . import signatures
 from .approvals import Answer, Approvals
-from .blocks import Blocks
+from .blocks import MOST_LISTED_BYTES, Blocks, brief
 from .callers import Caller
 from .deny_list import DenyList
 from .ending import Ending
@@ -118,13 +119,17 @@ class Authority:
         self.restrictions.look_around()
 
     def end_due(self) -> list[str]:
-        """End what was engaged or restricted for a time that is over; in words. Raises EnforcerError."""
+        """End what was engaged or restricted for a time that is over; in words. Raises EnforcerError. A deny list
+        that could not be written is tried again."""
+        if self._deny_list is not None and self._deny_list.next_try_s() <= 0:
+            self._deny_list.mend()
         over = [f"released {name}" for name in self.killswitch.end_due()]
         return over + [f"lifted the restriction of {name}" for name in self.restrictions.end_due()]
 
     def next_end_s(self) -> float:
         """Seconds until `end_due` has something to do."""
-        return min(self.killswitch.next_end_s(), self.restrictions.next_end_s())
+        ends_s = min(self.killswitch.next_end_s(), self.restrictions.next_end_s())
+        return min(ends_s, self._deny_list.next_try_s()) if self._deny_list is not None else ends_s
 
     def restore(self) -> None:
         """Make the kernel's blocks what the journal says, in one transaction. Raises EnforcerError."""
@@ -246,7 +251,7 @@ class Authority:
     def _status(self, ask: dict[str, Any], caller: Caller) -> dict[str, Any]:
         journal, state = self.journal, self.journal.state
         now_ns = state.elapsed_at(self._now())
-        return {
+        answer = {
             **(status := self.killswitch.status()),
             "restrictions": self.restrictions.status(),
             "differs": [*status["differs"], *self.restrictions.differences()],
@@ -261,6 +266,7 @@ class Authority:
             "waiting": sum(a.ends_ns > now_ns for a in state.approvals.values()),
             "deny_list": self._deny_list.problem if self._deny_list is not None else "",
         }  # fmt: skip
+        return _fitting(answer, [*answer["kills"], *answer["restrictions"]])
 
     def note(self, do: str, **fields: Any) -> None:
         """Say in the journal what happened, without an effect. Raises EnforcerError."""
@@ -296,3 +302,14 @@ class Authority:
             self._deny_list.write()
         if self.blocks.unfinished:
             self.blocks.finish()
+
+
+def _fitting(answer: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """`answer` as one message takes it: where it is too long, with less in its `rows` of what may be long."""
+    for most_text, most_items in ((100, 3), (20, 0)):
+        if len(json.dumps(answer)) <= MOST_LISTED_BYTES:
+            break
+        for row in rows:
+            row["reason"] = brief(row["reason"], most_text)
+            row |= {key: row[key][:most_items] for key in ("services", "allowed") if key in row}
+    return answer

@@ -123,11 +123,12 @@ class Blocks:
             return {"address": address, "ttl_s": int(remains_s), "already": True, **cut}
         if analyser and not room(self._made, limits.most_new_per_minute):
             return Refusal(f"more than {limits.most_new_per_minute} blocks a minute", "most_new_per_minute")
-        if not former and len(state.blocks) >= limits.most_blocks:
+        most = most_in_force(limits.most_blocks, caller)
+        if not former and len(state.blocks) >= most:
             state.advance(moment)
             state.expire()
-            if len(state.blocks) >= limits.most_blocks:
-                return Refusal(f"{limits.most_blocks} blocks are in force", "most_blocks")
+            if len(state.blocks) >= most:
+                return Refusal(f"{most} blocks are in force", "most_blocks")
         lasting = max(ttl_s, int(remains_s))
         more: dict[str, Any] = {k: ask[k] for k in ("incident", "playbook") if k in ask}
         if where:
@@ -203,7 +204,7 @@ class Blocks:
             if why is None and former is None and address not in taken and left < 1:
                 why = Refusal(f"{self._rails.limits.most_blocks} blocks are in force", "most_blocks")
             if why is not None:
-                refused.append([_brief(text), _brief(why.reason)])
+                refused.append([brief(text), brief(why.reason)])
             elif former is not None and not former.where and remains_s >= ttl_s:
                 already += 1
             else:
@@ -321,6 +322,11 @@ def asked_ttl(ask: dict[str, Any], caller: Caller, rails: Rails) -> int | Refusa
     return ttl_s if ttl_s >= 1 else Refusal("a block lasts at least 1 s", "ttl")
 
 
+def most_in_force(most: int, caller: Caller) -> int:
+    """How many blocks there may be where `caller` asks for one more: the last of a hundred are left to people."""
+    return most - most // 100 if caller.role == "analyser" else most
+
+
 def asked_network(text: str) -> Network | Refusal:
     """The network that a request names."""
     try:
@@ -329,6 +335,6 @@ def asked_network(text: str) -> Network | Refusal:
         return Refusal(f"address: {error}", "address")
 
 
-def _brief(text: str) -> str:
+def brief(text: str, most: int = 100) -> str:
     """So short and plain that an answer has room for as many as one message can ask for."""
-    return "".join(c if c.isascii() and c not in '"\\' else "?" for c in text[:100])
+    return "".join(c if c.isascii() and c not in '"\\' else "?" for c in text[:most])

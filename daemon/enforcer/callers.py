@@ -7,6 +7,19 @@ from typing import Any, NamedTuple
 _UNSET = 2**32 - 1  # pam_loginuid(8): nobody logged in
 
 
+def shared(person: str, other: str) -> bool:
+    """Whether both can be the same person (`Caller.person`)."""
+    return not set(person.split(", ")).isdisjoint(other.split(", "))
+
+
+def _login_of(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/loginuid", encoding="ascii") as file:
+            return int(file.read())
+    except (OSError, ValueError):  # it is gone, or the kernel has no audit
+        return _UNSET
+
+
 class Caller(NamedTuple):
     """Who asks, as the kernel says (SO_PEERCRED) or as a signature proves."""
 
@@ -20,20 +33,19 @@ class Caller(NamedTuple):
 
     @property
     def login(self) -> int:
-        """The uid; for root, of whoever became root (sudo keeps it). Others could lend a process to each other."""
-        if self.uid != 0:
-            return self.uid
-        try:
-            with open(f"/proc/{self.pid}/loginuid", encoding="ascii") as file:
-                login = int(file.read())
-        except (OSError, ValueError):
-            return self.uid
+        """The uid of whoever logged in: sudo and su keep it. The process's own where nobody did."""
+        login = _UNSET if self.signer else _login_of(self.pid)
         return self.uid if login == _UNSET else login
 
     @property
     def person(self) -> str:
-        """Whom two different people have to differ in."""
-        return f"signer {self.signer}" if self.signer and self.uid < 0 else f"uid {self.login}"
+        """Who that is: two different people share none of the accounts named here (`shared`). Root is everybody's,
+        so there the login alone counts. Of others both do, as with `sudo -u` one acts by the account of another, and
+        a setuid program acts by the account of who lent it."""
+        if self.signer and self.uid < 0:
+            return f"signer {self.signer}"
+        login = self.login
+        return f"uid {login}" if self.uid in (0, login) else f"uid {self.uid}, uid {login}"
 
     @property
     def name(self) -> str:

@@ -14,6 +14,7 @@ import contextlib
 import errno
 import json
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ from .state import Moment, Restriction
 DENIED = "run/denied"
 """Where it is, inside the state folder."""
 MODE = 0o640
+_LONGEST_WAIT_S = 60.0
 _MOST_SPARE = 1_000  # lines above twice what is in force, before a new file is written
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -52,6 +54,7 @@ class DenyList:
         self._file = -1
         self._bytes = self._lines = self._group = 0
         self._complained = False
+        self._wait_s, self._try_at = 0.0, float("inf")  # after a failure: each wait twice as long as the last
         journal.told = self._follow
 
     @property
@@ -89,6 +92,11 @@ class DenyList:
             os.close(self._file)
         self._file, self._bytes, self._lines, self._group = file, len(data), len(lines), gid
         self.problem, self._complained = "", False
+        self._wait_s, self._try_at = 0.0, float("inf")
+
+    def next_try_s(self) -> float:
+        """Seconds until it is worth to `mend` what failed; infinite where nothing did."""
+        return self._try_at - time.monotonic()
 
     def mend(self) -> list[str]:
         """Write it anew where it is not what was written last; what was mended, in words."""
@@ -177,6 +185,8 @@ class DenyList:
             self._complained = True
             self._complain(f"the deny list {self.path} cannot be written: {error.strerror}")
         self.problem = error.strerror or "cannot be written"
+        self._wait_s = min(2 * self._wait_s or 1.0, _LONGEST_WAIT_S)
+        self._try_at = time.monotonic() + self._wait_s
 
 
 def _line(kind: str, name: str, ends_ns: int | None) -> list[Any]:

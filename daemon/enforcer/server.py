@@ -272,8 +272,9 @@ class Server:
                 break
             news.append((entry, head))
         for entry, head in reversed(news):
+            data = _told(entry, head)
             try:
-                client.send(json.dumps({"entry": entry, "head": head}).encode("ascii"))
+                client.send(data)
             except BlockingIOError:
                 self._poll.modify(descriptor, select.POLLIN | select.POLLOUT)
                 return
@@ -336,6 +337,14 @@ def _send(client: socket.socket, answer: dict[str, object]) -> bool:
     except OSError:
         return False  # gone, or it does not read: its matter
     return True
+
+
+def _told(entry: dict[str, object], head: str) -> bytes:
+    """An entry as those who follow are sent it: of endpoints the names alone where it would be too long to send."""
+    data = json.dumps({"entry": entry, "head": head}).encode("ascii")
+    if len(data) > MOST_BYTES and isinstance(endpoints := entry.get("endpoints"), dict):
+        data = json.dumps({"entry": {**entry, "endpoints": list(endpoints)}, "head": head}).encode("ascii")
+    return data
 
 
 def _group(name: str) -> int:

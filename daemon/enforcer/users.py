@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .admins import admins, would_lock_out
-from .blocks import asked_ttl, page, said
+from .blocks import asked_ttl, most_in_force, page, said
 from .callers import Caller
 from .journal import Journal
 from .pace import room
@@ -69,11 +69,12 @@ class Users:
             return {"user": name, "kind": kind, "ttl_s": int(remains_s), "already": True}
         if caller.role == "analyser" and not room(self._made, limits.most_new_per_minute):
             return Refusal(f"more than {limits.most_new_per_minute} blocks a minute", "most_new_per_minute")
-        if not former and len(state.users) >= limits.most_users:
+        most = most_in_force(limits.most_users, caller)
+        if not former and len(state.users) >= most:
             state.advance(moment)
             state.expire()
-            if len(state.users) >= limits.most_users:
-                return Refusal(f"{limits.most_users} users are blocked", "most_users")
+            if len(state.users) >= most:
+                return Refusal(f"{most} users are blocked", "most_users")
         lasting = max(ttl_s, int(remains_s))
         more = {k: ask[k] for k in ("incident", "playbook") if k in ask}
         self._journal.append(
