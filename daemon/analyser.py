@@ -19,7 +19,7 @@ from typing import Any
 from ..config.values import duration_text
 from ..detectors.finding import Finding
 from ..playbooks.actions.block_source import MOST_NETWORKS_OF_AS
-from ..playbooks.breaker import Breaker
+from ..playbooks.breaker import Breaker, client_network
 from ..playbooks.engine import Engine
 from . import recovery
 from .assembly import build_correlator, build_detection, build_geography, parser_options, provenance_of
@@ -195,7 +195,7 @@ class Analyser:
 
     def _recover(self) -> None:
         """The state of the last snapshot, then what was read since, once more; incidents come from their rows."""
-        if not recovery.remember(self.store, self._detection, self.feeds, self.parts.say):
+        if not recovery.remember(self.store, self._detection, self.feeds, self._successes, self.parts.say):
             self._detection = self._make_detection()
             self.feeds = self._make_feeds()
         recovery.go_on(self.store, self.feeds, self.parts.say)
@@ -282,10 +282,11 @@ class Analyser:
         return Breaker(
             clients=self._successes.clients(now_ns),
             users=self._successes.users(now_ns),
-            denied_client=lambda client: books.covers(client) or self._denied.denied_address(client),
+            denied_client=lambda client: books.covers(client) or _denies_client(self._denied, client),
             denied_user=lambda user: books.covers_user(user) or _denies_user(self._denied, user),
             share=options.share,
             spared=options.spared,
+            now_ns=now_ns,
         )
 
     def _heard(self, entry: Mapping[str, Any]) -> None:
@@ -569,6 +570,11 @@ def _commands(parts: Parts) -> ExecLink | None:
     """The line to the helper that runs commands, where the rails name any. People are told in observe mode, too."""
     named = parts.rails is not None and parts.rails.commands
     return ExecLink(parts.state / "run" / "exec.sock") if named else None
+
+
+def _denies_client(denied: DenyList, client: str) -> bool:
+    network = client_network(client)
+    return network is not None and denied.denied_address(network.network_address)
 
 
 def _denies_user(denied: DenyList, user: str) -> bool:

@@ -7,6 +7,7 @@ starting.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from ..detectors.finding import Finding
 from .benign import Benign
@@ -15,15 +16,22 @@ from .errors import StoreError
 from .feeds import Feed, Reading
 from .incidents import Incident
 from .store import Store
+from .successes import Successes
 
 Say = Callable[[str], None]
 
 
-def remember(store: Store, detection: Detection, feeds: Mapping[str, Feed], say: Say) -> bool:
-    """Loads the last snapshot. False where it cannot be used: both are then to be made afresh."""
+def remember(
+    store: Store, detection: Detection, feeds: Mapping[str, Feed], successes: Successes, say: Say
+) -> bool:
+    """Loads the last snapshot. False where it cannot be used: detection and feeds are then to be made afresh.
+
+    Who succeeded lately is kept whatever becomes of these: else the circuit breaker would protect nobody for a day.
+    """
     try:
         state = store.snapshot()
         if state is not None:
+            _remember_successes(state, successes, say)
             detection.load(state["detection"])
             for name, feed in feeds.items():
                 if name in state["feeds"]:
@@ -33,6 +41,13 @@ def remember(store: Store, detection: Detection, feeds: Mapping[str, Feed], say:
         say(f"what the detectors remembered cannot be used, they start afresh: {said}")
         return False
     return True
+
+
+def _remember_successes(state: Mapping[str, Any], successes: Successes, say: Say) -> None:
+    try:
+        successes.load(state.get("successes") or {"clients": [], "users": []})
+    except Exception as error:  # of any shape, as above
+        say(f"who lately succeeded is not known any more: {type(error).__name__}: {error}")
 
 
 def go_on(store: Store, feeds: Mapping[str, Feed], say: Say) -> None:

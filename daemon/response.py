@@ -408,12 +408,12 @@ class Responder:
                 self._remember(incident, True)
 
     def _action(self, incident: Mapping[str, Any], decision: Decision, now_ns: int) -> dict[str, Any]:
-        # Counts those that an operator ended, too: each block is an action of its own in the books.
+        # Each block is an action of its own in the books; while one is in force, the same again is that one.
         blocks = decision.action in ("block_source", "block_user")
-        earlier = self._store.times_blocked(decision.target) if blocks else 0
+        earlier = self.books.ended(decision.target) if blocks else 0
         detail = dict(decision.detail)
         if decision.hits:
-            detail["hits"] = list(decision.hits)
+            detail |= {"hits": list(decision.hits), "hit_count": decision.hit_count}
         if PEOPLE[decision.approval]:
             detail["needs"] = PEOPLE[decision.approval]
             detail["hits_text"] = _hits_text(decision)
@@ -477,7 +477,8 @@ def _asks(action: Mapping[str, Any], name: str) -> str:
 
 
 def _hits_text(decision: Decision) -> str:
-    named = ", ".join(decision.hits)
+    more = decision.hit_count - len(decision.hits)
+    named = ", ".join(decision.hits) + (f" and {more} more" if more > 0 else "")
     who = f"hits {named}, who lately succeeded" if named else "hits nobody who lately succeeded"
     return f"{decision.tripped}; {who}" if decision.tripped else who
 

@@ -51,6 +51,9 @@ CREATE TABLE IF NOT EXISTS dead (sink TEXT, outbox_id INTEGER, reason TEXT, time
   PRIMARY KEY (sink, outbox_id)) WITHOUT ROWID;
 """
 
+_BLOCK = "action IN ('block_source', 'block_user')"
+_ASKS_NOBODY = "NOT (state = 'would' AND json_extract(detail, '$.needs') IS NOT NULL)"
+"""Of what would have been done in observe mode, only that for which no person would have been asked."""
 _ADDRESSED = "INDEXED BY outbox_by_recipient WHERE"
 
 ADDED = (("outbox", "recipient", "TEXT"), ("actions", "detail", "TEXT NOT NULL DEFAULT '{}'"))
@@ -374,7 +377,7 @@ class Store:
     def blocks_since(self, since_ns: int, most: int) -> list[dict[str, Any]]:
         """The blocks among them, and those that last into that time."""
         lasting = f"time_ns + ttl_s * 1000000000 >= ? ORDER BY time_ns DESC LIMIT {int(most)}"
-        return self._actions(f"action IN ('block_source', 'block_user') AND {lasting}", since_ns)[::-1]
+        return self._actions(f"{_BLOCK} AND {lasting}", since_ns)[::-1]
 
     def actions_in(self, state: str) -> list[dict[str, Any]]:
         return self._actions("state = ?", state)
@@ -383,9 +386,30 @@ class Store:
         """How many actions a playbook took, is about to take or would have taken since then."""
         query = (
             "SELECT count(*) FROM actions WHERE playbook = ? AND time_ns >= ? "
-            "AND state IN ('done', 'would', 'pending')"
+            f"AND state IN ('done', 'would', 'pending') AND {_ASKS_NOBODY}"
         )
         return int(self._db.execute(query, (playbook, since_ns)).fetchone()[0])
+
+    def last_action(self, playbook: str, action: str, target: str, states: Iterable[str]) -> int | None:
+        """When a playbook last did (or would have done) this to this target."""
+        query = (
+            "SELECT max(time_ns) FROM actions WHERE target = ? AND playbook = ? AND action = ? "
+            f"AND state IN ({_listed(states)}) AND {_ASKS_NOBODY}"
+        )
+        found = self._db.execute(query, (target, playbook, action)).fetchone()[0]
+        return None if found is None else int(found)
+
+    def blocks_of(self, target: str, states: Iterable[str]) -> list[dict[str, Any]]:
+        """The blocks of a target in these states, the oldest first."""
+        return self._actions(f"target = ? AND {_BLOCK} AND state IN ({_listed(states)})", target)
+
+    def blocks_over(self, target: str, states: Iterable[str], now_ns: int, before: Iterable[str] = ()) -> int:
+        """How many blocks of a target in these states have run their time, and how many are in those of `before`."""
+        query = (
+            f"SELECT count(*) FROM actions WHERE target = ? AND {_BLOCK} AND ((state IN ({_listed(states)}) "
+            f"AND time_ns + ttl_s * 1000000000 <= ? AND {_ASKS_NOBODY}) OR state IN ({_listed(before)}))"
+        )
+        return int(self._db.execute(query, (target, now_ns)).fetchone()[0])
 
     def _actions(self, condition: str, *values: str | int) -> list[dict[str, Any]]:
         order = "" if "ORDER BY" in condition else " ORDER BY time_ns, id"
@@ -395,14 +419,6 @@ class Store:
         except sqlite3.OperationalError:  # read-only, from before its time: it has no `detail`
             rows = self._db.execute(query.replace(", detail", ", '{}'"), values).fetchall()
         return [dict(zip(ACTION, (*row[:-1], json.loads(row[-1])), strict=True)) for row in rows]
-
-    def times_blocked(self, target: str) -> int:
-        """How often a block of this target was carried out before, those that were lifted included."""
-        query = (
-            "SELECT count(*) FROM actions WHERE target = ? AND action IN ('block_source', 'block_user') "
-            "AND state IN ('done', 'lifted', 'undone')"
-        )
-        return int(self._db.execute(query, (target,)).fetchone()[0])
 
     def add_to_outbox(
         self, key: str, document: Mapping[str, Any], now_ns: int, recipient: str | None = None
@@ -519,6 +535,11 @@ def _add_columns(db: sqlite3.Connection) -> None:
         there = {name for _, name, *_ in db.execute(f"PRAGMA table_info({table})")}
         if there and column not in there:
             db.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
+
+
+def _listed(states: Iterable[str]) -> str:
+    """Our own words, as SQL lists them."""
+    return ", ".join(f"'{state}'" for state in states)
 
 
 def _dump(value: Any) -> str:

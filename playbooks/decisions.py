@@ -67,8 +67,9 @@ class DecisionContext:
 class Decision:
     """One action on one target. `state`: act = do it now; would = it would be done in enforce mode; wait = a
     person must approve (`approval`), or, with approval none, the wire must corroborate; skip = it is not done.
-    `reason` is why the playbook asks for it, `why` is why the state is what it is. `hits`: who lately succeeded and
-    would be hit. `detail`: what the action needs beside its target. `tripped`: the circuit breaker stopped it.
+    `reason` is why the playbook asks for it, `why` is why the state is what it is. `hits`: the first of the
+    `hit_count` who lately succeeded and would be hit. `detail`: what the action needs beside its target. `tripped`: the
+    circuit breaker stopped it.
     """
 
     playbook: str
@@ -80,6 +81,7 @@ class Decision:
     state: State
     why: str
     hits: tuple[str, ...] = ()
+    hit_count: int = 0
     detail: Mapping[str, Any] = field(default_factory=dict)
     tripped: str = ""
 
@@ -115,7 +117,12 @@ class Case:
     def hits_nobody(self, network: str) -> bool:
         """Whether nobody who lately succeeded is in a network."""
         breaker = self.context.breaker
-        return breaker is None or not breaker.source(network, self.context.now_ns).names
+        return breaker is None or not breaker.inside(network)
+
+    @staticmethod
+    def waits_for_the_wire(state: State, approval: Approval) -> bool:
+        """Whether an action must not rest on what could be forged, whatever the mode; people who are asked judge."""
+        return approval == "none" and state in ("act", "would")
 
     def open_state(self, approval: Approval, doing: str) -> tuple[State, str]:
         """What becomes of an action against which nothing stands but time, mode and people."""

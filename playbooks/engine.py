@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from ..config.values import IPNetwork
 from .actions.block_source import BlockSource, block_target
-from .breaker import Hits
+from .breaker import NOBODY
 from .decisions import (
     JOURNAL,
     MOST_TARGETS,
@@ -21,6 +22,7 @@ from .decisions import (
     Case,
     Decision,
     DecisionContext,
+    network_in,
     plain,
     texts,
     time_ns,
@@ -140,17 +142,21 @@ def _broken(
 ) -> list[Decision]:
     """Say of each block whom it hits; where that is too many together, a person is asked instead."""
     breaker = context.breaker
-    since_ns = time_ns(str(incident.get("start"))) or context.now_ns
     if breaker is None:
         return decisions
+    began = _Beginnings(incident, context.now_ns)
     result = []
     for decision in decisions:
         if decision.state == "skip" or decision.action not in ("block_source", "block_user"):
             result.append(decision)
             continue
-        judge = breaker.source if decision.action == "block_source" else breaker.user
-        hits: Hits = judge(decision.target, since_ns)
-        decision = replace(decision, hits=hits.names)
+        if decision.action == "block_user":
+            hits = breaker.user(decision.target, began.of_user(decision.target))
+        elif breaker.inside(decision.target):
+            hits = breaker.source(decision.target, began.of_source(decision.target))
+        else:
+            hits = NOBODY
+        decision = replace(decision, hits=hits.names, hit_count=hits.number)
         if hits.over and decision.state in ("act", "would"):
             approval: Approval = "one" if decision.approval == "none" else decision.approval
             decision = replace(decision, approval=approval, tripped=hits.over, why=f"asks first: {hits.over}")
@@ -160,3 +166,49 @@ def _broken(
             breaker.take(hits)
         result.append(decision)
     return result
+
+
+class _Beginnings:
+    """When what an incident accuses somebody of began: who succeeded before then is a good client, or user.
+
+    An incident may have begun hours before the source in question appeared in it.
+    """
+
+    def __init__(self, incident: Mapping[str, Any], now_ns: int) -> None:
+        self._incident_ns = time_ns(str(incident.get("start"))) or now_ns
+        findings = incident.get("findings")
+        self._findings = [f for f in findings if isinstance(f, Mapping)] if isinstance(findings, list) else []
+        self._since: dict[str, int] | None = None
+        self._within: dict[tuple[int, int], dict[IPNetwork, int]] = {}
+
+    def of_user(self, principal: str) -> int:
+        return self._accused().get(principal, self._incident_ns)
+
+    def of_source(self, target: str) -> int:
+        """Of a network: the first of those who are accused within."""
+        single, network = self._accused().get(target), network_in(target)
+        if single is not None or network is None:
+            return self._incident_ns if single is None else single
+        place = network.version, network.prefixlen
+        if place not in self._within:
+            self._within[place] = self._by_network(*place)
+        return self._within[place].get(network, self._incident_ns)
+
+    def _by_network(self, version: int, length: int) -> dict[IPNetwork, int]:
+        found: dict[IPNetwork, int] = {}
+        for accused, since_ns in self._accused().items():
+            network = network_in(accused)
+            if network is not None and network.version == version and network.prefixlen >= length:
+                wide = network.supernet(new_prefix=length)
+                found[wide] = min(since_ns, found.get(wide, since_ns))
+        return found
+
+    def _accused(self) -> dict[str, int]:
+        if self._since is None:
+            self._since = {}
+            for finding in self._findings:
+                start_ns = time_ns(str(finding.get("start"))) or self._incident_ns
+                for key in ("blockable", "refusable", "blockable_users"):
+                    for accused in texts(finding, key):
+                        self._since[accused] = min(start_ns, self._since.get(accused, start_ns))
+        return self._since

@@ -122,7 +122,7 @@ def test_a_campaign_goes_on_through_the_store_as_the_analyser_keeps_it(tmp_path:
         store.save_snapshot({"detection": before.save(), "feeds": {}}, {}, 1)
     after = Detection(DetectionSettings(), KEY)
     said: list[str] = []
-    assert remember(store, after, {}, said.append)
+    assert remember(store, after, {}, Successes(), said.append)
     assert said == []
     found |= {f.id: f for f in after.auth(rows.take(np.arange(25, len(rows))))}
     store.close()

@@ -18,6 +18,7 @@ from gatewatch.daemon.events import rfc3339
 from gatewatch.daemon.link import EnforcerLink
 from gatewatch.daemon.response import Carriers, Responder
 from gatewatch.daemon.store import Store
+from gatewatch.playbooks.breaker import Breaker
 from gatewatch.playbooks.engine import Decision, DecisionContext, Engine
 from gatewatch.playbooks.loader import load_playbooks
 
@@ -335,3 +336,59 @@ def test_a_fault_in_the_engine_does_not_silence_the_incident(store: Store) -> No
     )
     assert made.decide(incident()) == []
     assert said == ["incident 0123456789abcdef: no playbook was run, a fault: ZeroDivisionError: a fault"]
+
+
+def test_books_know_a_block_of_any_width_and_one_that_a_refused_longer_one_does_not_end(store: Store) -> None:
+    made = responder(store, mode="enforce").books
+    now_ns = time.time_ns()
+    block = {
+        "id": "a",
+        "action": "block_source",
+        "target": "198.51.96.0/20",
+        "state": "done",
+        "time_ns": now_ns,
+    }
+    rest = {"incident": "i", "playbook": "p", "why": "", "reason": "", "detail": {}, "ttl_s": 3600}
+    store.save_action(block | rest)
+    made.note(block | rest)
+    assert made.covers("198.51.100.7")
+    longer = block | rest | {"id": "b", "ttl_s": 7200}
+    made.note(longer | {"state": "pending"})
+    made.note(longer | {"state": "refused"})
+    assert made.covers("198.51.100.7")
+    made.note(block | rest | {"state": "lifted"})
+    assert not made.covers("198.51.100.7")
+
+
+def test_observe_mode_waits_for_the_wire_as_enforcing_does(store: Store) -> None:
+    seen: set[str] = set()
+    made = responder(store, corroborated=lambda source, incident, accused: source in seen)
+    assert [a["state"] for a in made.decide(incident())] == ["waiting"]
+    seen.add("203.0.113.7")
+    assert [a["state"] for a in made.decide(made.due()[0])] == ["would"]
+
+
+def test_observe_mode_counts_nothing_for_which_people_would_have_been_asked(store: Store) -> None:
+    good = Breaker(clients={"203.0.113.7": 1}, share=0.1, spared=0)
+    made = responder(store, breaker=lambda books: good)
+    [action] = made.decide(incident())
+    assert (action["state"], action["detail"]["needs"]) == ("would", 1)
+    assert not made.books.in_force("203.0.113.7")
+    assert store.acted_since("login-burst", 0) == 0
+    assert made.books.last_action("login-burst", "block_source", "203.0.113.7") is None
+
+
+@pytest.mark.parametrize("mode", ["observe", "enforce"])
+def test_both_modes_keep_the_same_books_of_an_attacker_who_comes_back(mode: str, tmp_path: Path) -> None:
+    now_ns = time.time_ns()
+    store = Store.open(tmp_path / "gatewatch.db")
+    made = responder(store, mode=mode, clock=lambda: now_ns)
+    for _ in range(40):
+        for action in made.decide(incident(end=rfc3339(now_ns))):
+            if action["state"] == "pending":  # an enforcer that grants everything
+                store.save_action(action | {"state": "done"})
+                made.books.note(action | {"state": "done"})
+        now_ns += 900 * SECOND
+    blocks = [a for a in store.actions(target="203.0.113.7") if a["state"] in ("done", "would")]
+    assert [a["ttl_s"] for a in blocks] == [3600, 7200, 14_400, 28_800]
+    assert [a["state"] for a in blocks] == ["would" if mode == "observe" else "done"] * 4

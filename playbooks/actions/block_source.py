@@ -127,7 +127,7 @@ class BlockSource(Step):
         else:
             state, why = case.open_state(approval, f"for {duration_text(ttl_s)}{times}")
         key = "blockable" if in_kernel else "refusable"
-        if state == "act" and case.could_be_forged(source, key):
+        if case.waits_for_the_wire(state, approval) and case.could_be_forged(source, key):
             state, why = "wait", FORGEABLE
         made = self.decision(case, target, state, why, ttl_s=ttl_s, approval=approval)
         return made if in_kernel else replace(made, detail={"where": "gateway"})

@@ -70,7 +70,9 @@ class BlockUser(Step):
             state, why = "skip", "blocked already"
         else:
             state, why = case.open_state(self.approval, f"for {duration_text(ttl_s)}")
-        if state == "act" and case.could_be_forged(principal, "blockable_users"):
+        if case.waits_for_the_wire(state, self.approval) and case.could_be_forged(
+            principal, "blockable_users"
+        ):
             state, why = "wait", FORGEABLE
         detail = {"hooks": dict.fromkeys(self.hooks, "")} if self.hooks else {}
         return self.decision(case, principal, state, why, ttl_s=ttl_s, approval=self.approval, detail=detail)

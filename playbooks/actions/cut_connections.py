@@ -26,7 +26,7 @@ class CutConnections(Step):
                 continue
             state: State
             state, why = case.open_state(self.approval, "its connections are ended")
-            if state == "act" and case.could_be_forged(source, "blockable"):
+            if case.waits_for_the_wire(state, self.approval) and case.could_be_forged(source, "blockable"):
                 state, why = "wait", FORGEABLE
             decisions.append(self.decision(case, target, state, why, approval=self.approval))
         return decisions
