@@ -52,7 +52,7 @@ def standing_of(
         document = store.incident(incident)
         if document is not None:
             found += _unproven(document, network, now_ns, parts, detection)
-            found += _playbooks(document, network, store, engine.playbooks)
+            found += _playbooks(document, network, store, engine.playbooks, parts.mode, now_ns)
     return found
 
 
@@ -104,7 +104,12 @@ def _within(network: str, wider: str) -> bool:
 
 
 def _playbooks(
-    incident: Mapping[str, Any], network: str, store: Store, playbooks: Iterable[Playbook]
+    incident: Mapping[str, Any],
+    network: str,
+    store: Store,
+    playbooks: Iterable[Playbook],
+    mode: str,
+    now_ns: int,
 ) -> list[Standing]:
     """Why no playbook blocks for this incident; nothing where one does: its actions say what became of it."""
     name = f"incident {incident['id']}"
@@ -117,7 +122,8 @@ def _playbooks(
             continue
         why = mismatch(playbook, incident)
         if why is None and playbook.when.repeats:
-            earlier = store.times_blocked(block_target(network, steps[0].prefix) or network)
+            counted = ("done",) if mode == "enforce" else ("done", "would")
+            earlier = store.blocks_over(block_target(network, steps[0].prefix) or network, counted, now_ns)
             if earlier < playbook.when.repeats:
                 why = f"blocked {earlier} times before, not {playbook.when.repeats}"
         if why is None:

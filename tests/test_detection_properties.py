@@ -25,6 +25,7 @@ from gatewatch.daemon.detection import Detection, DetectionSettings
 from gatewatch.daemon.events import AUTH_TEXTS, NS_PER_S, AuthBatch, Outcome, address_columns, address_text
 from gatewatch.daemon.recovery import remember
 from gatewatch.daemon.store import Store, pack, unpack
+from gatewatch.daemon.successes import Successes
 from gatewatch.detectors import sketches
 from gatewatch.detectors.finding import MOST_LISTED, Finding
 from gatewatch.detectors.login.guessed_names import GUESSED_NAMES
