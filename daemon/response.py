@@ -510,5 +510,17 @@ def _for_command(action: Mapping[str, Any], incident: Mapping[str, Any]) -> dict
         "GATEWATCH_TITLE": printable(str(incident.get("title", "")))[:1000],
     }
     as_json = action["action"] == "exec"
-    said = json.dumps(incident, ensure_ascii=True)[:MOST_INPUT] if as_json else mail_text(incident)
+    said = _json_within(incident, MOST_INPUT) if as_json else mail_text(incident)
     return {"id": action["id"], "environment": environment, "input": said}
+
+
+def _json_within(incident: Mapping[str, Any], most: int) -> str:
+    """An incident as JSON of at most so many characters: of one that is larger, its lists are shortened."""
+    for longest in (None, 32, 4, 0):
+        kept = {k: v[:longest] if isinstance(v, list) else v for k, v in incident.items()}
+        if longest is not None:
+            kept |= {"findings": [], "shortened": True}
+        said = json.dumps(kept, ensure_ascii=True)
+        if len(said) <= most:
+            return said
+    return json.dumps({"id": str(incident.get("id", "")), "shortened": True})

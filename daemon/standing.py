@@ -52,7 +52,7 @@ def standing_of(
         document = store.incident(incident)
         if document is not None:
             found += _unproven(document, network, now_ns, parts, detection)
-            found += _playbooks(document, network, store, engine.playbooks)
+            found += _playbooks(document, network, now_ns, store, engine.playbooks)
     return found
 
 
@@ -104,7 +104,7 @@ def _within(network: str, wider: str) -> bool:
 
 
 def _playbooks(
-    incident: Mapping[str, Any], network: str, store: Store, playbooks: Iterable[Playbook]
+    incident: Mapping[str, Any], network: str, now_ns: int, store: Store, playbooks: Iterable[Playbook]
 ) -> list[Standing]:
     """Why no playbook blocks for this incident; nothing where one does: its actions say what became of it."""
     name = f"incident {incident['id']}"
@@ -117,7 +117,8 @@ def _playbooks(
             continue
         why = mismatch(playbook, incident)
         if why is None and playbook.when.repeats:
-            earlier = store.times_blocked(block_target(network, steps[0].prefix) or network)
+            target = block_target(network, steps[0].prefix) or network
+            earlier = store.blocks_over(target, ("done",), now_ns)
             if earlier < playbook.when.repeats:
                 why = f"blocked {earlier} times before, not {playbook.when.repeats}"
         if why is None:

@@ -410,3 +410,12 @@ def test_a_message_that_a_hook_never_takes_is_not_pending_again_with_the_next_re
     made.delivered(f"{action['id']}:chat:notify", "answered 403")
     assert made.decide(incident(end=rfc3339(time.time_ns()))) == []
     assert store.action_state(action["id"]) == "failed"
+
+
+def test_a_command_gets_whole_json_of_an_incident_of_any_size(store: Store) -> None:
+    helper = Helper({"ok": True, "exit_code": 0, "output": ""})
+    said = incident(sources=[f"2001:db8::{n:x}" for n in range(10_000)], title="\x1b\u202e" * 30_000)
+    store.save_incident(said, {}, 1, 2, 3)
+    made = responder(store, {"action": "exec", "command": "page"}, carriers=Carriers(commands=helper))
+    running(made, lambda: made.submit(made.decide(said)))
+    assert json.loads(helper.asked[0]["input"]) == {"id": said["id"], "shortened": True}
