@@ -42,7 +42,7 @@ from .link import EnforcerLink
 from .masking import Mask
 from .news import News
 from .parts import Parts
-from .response import Carriers, Responder
+from .response import Carriers, Responder, to_be_filed
 from .sinks.outbox import OutboxServer
 from .store import Store
 from .successes import Successes
@@ -311,9 +311,9 @@ class Analyser:
         if trips:
             self._settle([tripped(trips, time.time_ns())])
 
-    def _release_hooks(self) -> None:
+    def _tend_actions(self) -> None:
         with self.store.transaction():
-            ended = self._responder.release_ended()
+            ended = self._responder.tend()
             for action in ended:
                 self._tell_action(action)
         if ended:
@@ -428,10 +428,14 @@ class Analyser:
         self.store.add_to_outbox(
             f"{incident.id}:{incident.revision}", {"event": "incident", **document}, now_ns
         )
-        for action in actions:
-            if action["state"] not in ("pending", "skipped"):
-                self._tell_action(action)
+        self._tell_decided(actions)
         return actions
+
+    def _tell_decided(self, actions: Iterable[Mapping[str, Any]]) -> None:
+        """Of what is asked for, or filed, the answer is told."""
+        for action in actions:
+            if action["state"] not in ("pending", "skipped") and not to_be_filed(action):
+                self._tell_action(action)
 
     def _tell_action(self, action: Mapping[str, Any]) -> None:
         document = {"event": "action", **action_document(action)}
@@ -455,10 +459,13 @@ class Analyser:
             try:
                 with self.store.transaction():
                     actions = self._responder.decide(incident)
+                    self._tell_decided(actions)
             except StoreError as error:
                 self._complain(error)
                 return
             self._responder.submit(actions)
+            if actions:
+                self._publish()
 
     def _show(self, change: Change, actions: Iterable[Mapping[str, Any]]) -> None:
         incident = change.incident
@@ -500,7 +507,7 @@ class Analyser:
                 self._try_waiting()
                 self._responder.retry_failed()
                 self._tell_trips()
-                self._release_hooks()
+                self._tend_actions()
             except StoreError as error:
                 self._complain(error)
                 continue

@@ -7,6 +7,7 @@ said.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -19,7 +20,9 @@ from .errors import GatewatchError
 
 MOST_KEPT = 1000
 MOST_BYTES = 4 << 20
-"""Of one incident."""
+"""Of one file."""
+LEAST_FREE_BYTES = 256 << 20
+"""What is left on the disk: the store and the enforcer's journal come before evidence."""
 
 
 class Evidence:
@@ -39,6 +42,8 @@ class Evidence:
         new, place = self.folder / f".{name}.new", self.folder / name
         try:
             self.folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+            if shutil.disk_usage(self.folder).free < LEAST_FREE_BYTES:
+                raise OSError(errno.ENOSPC, f"less than {LEAST_FREE_BYTES >> 20} MiB are free")
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir(mode=0o750)
             sums = []

@@ -28,6 +28,7 @@ class HookBox:
         self._clock = clock
         self._say = say
         self._ends: dict[str, int] = {}  # actions that hooks were told of -> when they end
+        self._postponed: set[str] = set()
 
     def resume(self) -> None:
         """After a restart: whose end is still to be told."""
@@ -46,27 +47,55 @@ class HookBox:
             self._ends[action["id"]] = end_ns(action)
 
     def release(self, action: dict[str, Any]) -> None:
-        """It is over. Changes the action's detail."""
-        self._ends.pop(action["id"], None)
+        """It is over. Changes the action's detail.
+
+        A hook that was told of another block of the user, which lasts, hears nothing yet.
+        """
         hooks = _hooks(action)
         for hook, state in hooks.items():
-            if state not in OVER and self.send(action, hook, "unblock_user"):
+            if state not in OVER and (self._lasts(action, hook) or self.send(action, hook, "unblock_user")):
                 hooks[hook] = "released"
         if hooks:
             action["detail"] = {**action["detail"], "hooks": hooks}
 
-    def release_ended(self) -> list[dict[str, Any]]:
-        """Those whose time is over; returns the actions that changed."""
+    def postpone(self, action: Mapping[str, Any]) -> None:
+        """The store could not be written: `tend` does it."""
+        if _hooks(action):
+            self._postponed.add(action["id"])
+
+    def tend(self) -> list[dict[str, Any]]:
+        """Tells of those whose time is over, and what was postponed; returns the actions that changed.
+
+        Nothing is forgotten before what was told is committed: what the store says of an action decides.
+        """
         now_ns = self._clock()
         changed = []
-        for name in [n for n, ends_ns in self._ends.items() if ends_ns <= now_ns]:
-            del self._ends[name]
+        for name in {n for n, ends_ns in self._ends.items() if ends_ns <= now_ns} | self._postponed:
             action = self._store.action(name)
-            if action is not None and action["state"] == "done":
+            before = {} if action is None else _hooks(action)
+            if action is not None and action["state"] == "done" and end_ns(action) > now_ns:
+                self.tell(action)
+            elif action is not None and action["state"] in ("done", "lifted", "undone"):
                 self.release(action)
+            if action is not None and _hooks(action) != before:
                 self._store.save_action(action)
                 changed.append(action)
+            elif action is not None and action["state"] == "pending":
+                continue
+            else:
+                self._postponed.discard(name)
+                if action is None or end_ns(action) <= now_ns:
+                    self._ends.pop(name, None)
         return changed
+
+    def _lasts(self, action: Mapping[str, Any], hook: str) -> bool:
+        """Whether another block of the same user of which the hook was told is in force."""
+        return any(
+            other["id"] != action["id"]
+            and end_ns(other) > self._clock()
+            and _hooks(other).get(hook, "") not in OVER
+            for other in self._store.blocks_of(action["target"], ("done",))
+        )
 
     def send(self, action: Mapping[str, Any], hook: str, do: str) -> bool:
         """Puts a document for the hook into the outbox; False where the configuration knows none of that name."""

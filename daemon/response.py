@@ -22,12 +22,13 @@ from ..playbooks.actions.registry import ACTIONS
 from ..playbooks.breaker import Breaker
 from ..playbooks.decisions import PEOPLE, Decision, DecisionContext, time_ns
 from ..playbooks.engine import Engine
-from .books import Books, end_ns
+from .books import BLOCKS, Books, end_ns
 from .cli.output import printable
 from .errors import EnforcerError, GatewatchError, RefusedError, StoreError
 from .events import NS_PER_S
 from .evidence import Evidence
 from .exec_link import FailedError
+from .filing import Filed
 from .hooking import HookBox
 from .link import Answer, EnforcerLink
 from .store import Store
@@ -97,12 +98,11 @@ class Responder:
         self._breaker = breaker
         self.books = Books(store, mode, clock)
         self._finished: Callable[[dict[str, Any]], None] | None = None
-        self._early: list[dict[str, Any]] = []  # what was submitted before `run`
+        self._early: dict[str, dict[str, Any]] = {}  # what was submitted before `run`
         self._waiting: dict[str, tuple[dict[str, Any], list[str]]] = {}  # and whom it waits for
         self._failed: dict[str, dict[str, Any]] = {}
         self._doubted: list[dict[str, Any]] = []
-        self._filed: dict[str, str] = {}  # the enforcer's request -> the action that waits for people
-        self._granted: set[str] = set()
+        self._filed = Filed(store, clock)
         self._hooks = HookBox(store, carriers.hooks, clock, say)
         self.trips: list[tuple[dict[str, Any], Decision]] = []
         """What the circuit breaker stopped and nobody has been told of yet."""
@@ -153,8 +153,10 @@ class Responder:
             action = self._action(incident, decision, context.now_ns)
             waits |= action["state"] == "waiting" and decision.approval == "none"
             known = self._store.action_state(action["id"])
-            if known in OVER or known == action["state"] == "would" or action["id"] in self._filed.values():
+            if known in OVER or known == action["state"] == "would" or action["id"] in self._filed:
                 continue
+            if known == "failed" and ACTIONS[action["action"]].carried_by(action) == "hook":
+                continue  # the shipper has tried for long
             if action["state"] == "skipped" and known not in (None, "waiting"):
                 continue
             if decision.tripped:
@@ -180,7 +182,7 @@ class Responder:
     def submit(self, actions: list[dict[str, Any]]) -> None:
         """Asks for what is pending, and files what people must agree to: the requests leave before this returns."""
         for action in actions:
-            if action["state"] == "pending" or _to_be_filed(action):
+            if action["state"] == "pending" or to_be_filed(action):
                 self._begin(action)
         for block in self._doubted:
             self._begin(block)
@@ -189,8 +191,8 @@ class Responder:
     async def run(self, finished: Callable[[dict[str, Any]], None]) -> None:
         """Gives each action to `finished` when its state is known, for as long as the task lives."""
         self._finished = finished
-        early, self._early = self._early, []
-        for action in early:
+        early, self._early = self._early, {}
+        for action in early.values():
             self._begin(action)
         try:
             await asyncio.Event().wait()
@@ -202,7 +204,7 @@ class Responder:
     def _begin(self, action: dict[str, Any], undo: bool = False) -> None:
         """Asks the carrier of an action to do it, or to take it back."""
         if self._finished is None:
-            self._early.append(action)
+            self._early[action["id"]] = action
             return
         step = ACTIONS[action["action"]]
         request = step.undo(action) if undo else step.request(action)
@@ -211,19 +213,32 @@ class Responder:
         if isinstance(request, str):
             self._soon(action, action["state"], request)
             return
-        match step.carried_by(action):
-            case "enforcer":
-                self._ask_enforcer(action, request, undo)
-            case "command":
-                self._ask_command(action, request, undo)
-            case "hook":
-                hook = str(action["target"]).partition(":")[2]
-                if not self._hooks.send(action, hook, "notify"):
-                    self._soon(action, "refused", f"the configuration names no hook {hook}")
-            case "evidence":
-                asyncio.get_running_loop().call_soon(self._keep_evidence, action, dict(request), undo)
-            case "sinks":
-                self._soon(action, "done", "every sink is told")
+        if step.carried_by(action) == "enforcer":
+            self._ask_enforcer(action, request, undo)
+        else:  # these need the incident as it is saved: after the transaction that this may be inside of
+            asyncio.get_running_loop().call_soon(self._carry, action, request, undo)
+
+    def _carry(self, action: dict[str, Any], request: dict[str, Any], undo: bool) -> None:
+        """Whatever is not the enforcer's."""
+        try:
+            if self._store.action_state(action["id"]) is None:
+                return  # what decided it was not committed, and is decided again
+            incident = next(iter(self._store.incidents(incident=action["incident"], limit=1)), {})
+            match ACTIONS[action["action"]].carried_by(action):
+                case "command":
+                    self._ask_command(action, request | _for_command(action, incident), undo)
+                case "hook":
+                    hook = str(action["target"]).partition(":")[2]
+                    if not self._hooks.send(action, hook, "notify"):
+                        self._end(action, "refused", f"the configuration names no hook {hook}")
+                case "evidence":
+                    loop = asyncio.get_running_loop()
+                    work = loop.run_in_executor(None, self._evidence, dict(request), incident)
+                    work.add_done_callback(partial(self._answered, action, undo))
+                case _:
+                    self._end(action, "done", "every sink is told")
+        except sqlite3.Error as error:
+            self._failed_to(action, undo, f"the store cannot be used: {error}")
 
     def _soon(self, action: dict[str, Any], state: str, why: str) -> None:
         # Not now: this may be inside the transaction that records the decision.
@@ -231,54 +246,64 @@ class Responder:
 
     def _ask_enforcer(self, action: dict[str, Any], request: dict[str, Any], undo: bool) -> None:
         if self._carriers.enforcer is None:
-            self._soon(action, "failed", "no enforcer: it needs root")
+            asyncio.get_running_loop().call_soon(
+                self._failed_to, action, undo, "no enforcer: it needs root and enforce mode"
+            )
         else:
             answer = self._carriers.enforcer.ask(request)
             answer.add_done_callback(partial(self._answered, action, undo))
 
     def _ask_command(self, action: dict[str, Any], request: dict[str, Any], undo: bool) -> None:
         if self._carriers.commands is None:
-            self._soon(action, "refused", "no command can be run: the rails file names none")
+            why = "no command can be run: the rails file names none"
+            self._failed_to(action, undo, why, "refused")
             return
-        incident = next(iter(self._store.incidents(incident=action["incident"], limit=1)), {})
-        answer = self._carriers.commands.ask(request | _for_command(action, incident))
+        answer = self._carriers.commands.ask(request)
         answer.add_done_callback(partial(self._answered, action, undo))
 
-    def _keep_evidence(self, action: dict[str, Any], request: dict[str, Any], undo: bool) -> None:
-        """Once the transaction is over that records the incident: its lines are told by the store."""
-        work = asyncio.get_running_loop().run_in_executor(None, self._evidence, request)
-        work.add_done_callback(partial(self._answered, action, undo))
-
-    def _evidence(self, request: dict[str, Any]) -> dict[str, Any]:
-        """In a thread of its own: it writes files."""
+    def _evidence(self, request: dict[str, Any], incident: dict[str, Any]) -> dict[str, Any]:
+        """In a thread of its own, as it writes files; it must not touch the store."""
         if self._carriers.evidence is None:
             raise GatewatchError("there is no folder for evidence")
         if "drop" in request:
             self._carriers.evidence.drop(str(request["drop"]))
             return {"folder": "", "files": 0}
-        found = self._store.incidents(incident=str(request["keep"]), limit=1)
-        if not found:
-            raise GatewatchError("the incident is not in the store yet")
-        return self._carriers.evidence.keep(found[0])
+        return self._carriers.evidence.keep(incident)
 
     def _answered(self, action: dict[str, Any], undo: bool, answer: Answer) -> None:
         try:
-            said = answer.result()
-        except RefusedError as error:
-            if undo:
-                self._say(f"{action['action']} {action['target']}: not taken back, {error}")
-            else:
-                self._end(action, "failed" if error.rail in PASSING_RAILS else "refused", str(error))
-        except FailedError as error:  # the command was run: doing so again is for a person to decide
-            self._end(action, "refused", f"the command failed: {error}")
-        except GatewatchError as error:
-            # Whether a block still stands is not known then: it is taken to.
-            known = action["state"] == "done" and isinstance(error, EnforcerError)
-            self._end(action, *((action["state"], action["why"]) if known else ("failed", str(error))))
+            outcome = self._outcome(action, undo, answer.result())
         except asyncio.CancelledError:
-            pass
+            return
+        except RefusedError as error:
+            passing = error.rail in PASSING_RAILS
+            self._failed_to(action, undo, str(error), "failed" if passing else "refused")
+        except FailedError as error:  # the command was run: doing so again is for a person to decide
+            self._failed_to(action, undo, f"the command failed: {error}", "refused")
+        except GatewatchError as error:
+            if action["state"] == "done" and not undo and isinstance(error, EnforcerError):
+                return  # whether a block still stands is not known then: it is taken to
+            self._failed_to(action, undo, str(error))
+        except Exception as error:  # whatever it was, the action must not stay pending
+            self._failed_to(action, undo, f"a fault: {type(error).__name__}: {error}", "refused")
         else:
-            self._end(action, *self._outcome(action, undo, said))
+            self._end(action, *outcome)
+            if undo:
+                self._doubt_others(action)
+
+    def _failed_to(self, action: dict[str, Any], undo: bool, why: str, state: str = "failed") -> None:
+        """It was not done; or not taken back, and is then what it was before."""
+        if undo:
+            self._say(f"{action['action']} {action['target']}: not taken back, {why}")
+        else:
+            self._end(action, state, why)
+
+    def _doubt_others(self, action: Mapping[str, Any]) -> None:
+        """What was taken back may have been what other actions asked for as well."""
+        if action["action"] in BLOCKS:
+            for other in self.books.standing(str(action["target"]), 0):
+                if other["id"] != action["id"] and other["state"] == "done":
+                    self._begin(other)
 
     def _outcome(self, action: dict[str, Any], undo: bool, answer: Mapping[str, Any]) -> tuple[str, str]:
         """State and why."""
@@ -289,7 +314,7 @@ class Responder:
         if "pending" in answer:
             name = str(answer["pending"])
             action["detail"] = {**(action.get("detail") or {}), "approval": name}
-            self._filed[name] = action["id"]
+            self._filed.note(action["id"], name)
             return "waiting", _asks(action, name)
         return "done", ACTIONS[action["action"]].outcome(action, answer)
 
@@ -300,11 +325,15 @@ class Responder:
             action["time_ns"] = self._clock()
         elif state == "failed" and len(self._failed) < MOST_WAITING:
             self._failed[action["id"]] = action  # with the time of the decision, by which it grows too old
-        if state == "done" and new:
-            self._hooks.tell(action)
-        elif state in ("lifted", "undone"):
-            self._hooks.release(action)
-        self.books.note(action)
+        try:
+            if state == "done" and new:
+                self._hooks.tell(action)
+            elif state in ("lifted", "undone"):
+                self._hooks.release(action)
+            self.books.note(action)
+        except sqlite3.Error as error:  # a full disk
+            self._hooks.postpone(action)
+            self._say(f"hooks of {action['action']} {action['target']} are told later: {error}")
         if new and self._finished is not None:
             self._finished(action)
             self._say(f"{action['action']} {action['target']}: {state}, {why}")
@@ -314,53 +343,35 @@ class Responder:
 
         Returns the actions that changed. Call it inside the transaction that notes how far the journal was read.
         """
-        do = str(entry.get("do"))
-        asked = entry.get("asked") or {}
-        name = str(entry.get("approval") or entry.get("id") or asked.get("id") or "")
-        action = self._store.action(self._filed[name]) if name in self._filed else None
-        by = f"by {entry.get('by', 'somebody')}"
-        if action is not None:
-            match do:
-                case "deny":
-                    return self._settled(name, action, "refused", f"denied {by}")
-                case "expired":
-                    return self._settled(name, action, "refused", "nobody agreed in time")
-                case "grant":
-                    self._granted.add(name)
-                case "refused" if name in self._granted:  # else somebody who may not has tried to grant it
-                    return self._settled(name, action, "refused", f"granted, but {entry.get('why')}")
-                case "block" | "block_user" | "cut" | "kill" | "restrict":
-                    return self._settled(name, action, "done", f"granted: {by}")
-        if do in TAKEN_BACK and entry.get("by") != "analyser":
-            return self._lifted(entry, by)
+        settled = self._filed.heard(entry)
+        if settled:
+            return [self._changed(action) for action in settled]
+        if entry.get("do") in TAKEN_BACK and entry.get("by") != "analyser":
+            return self._lifted(entry, f"by {entry.get('by', 'somebody')}")
         return []
-
-    def _settled(self, name: str, action: dict[str, Any], state: str, why: str) -> list[dict[str, Any]]:
-        del self._filed[name]
-        self._granted.discard(name)
-        action |= {"state": state, "why": why, "time_ns": self._clock()}
-        return self._changed(action)
 
     def _lifted(self, entry: Mapping[str, Any], by: str) -> list[dict[str, Any]]:
         if entry["do"] == "unblock_user":
             targets = [f"{entry.get('kind', 'any')}:{entry.get('user')}"]
         else:
-            targets = [str(entry["address"])] if "address" in entry else list(map(str, entry["endpoints"]))
+            targets = [str(t) for t in entry.get("endpoints") or [entry.get("address")]]
         changed = []
         for target in targets:
-            for action in self._store.actions(target=target):
-                if action["state"] == "done" and end_ns(action) > self._clock():
-                    changed += self._changed(action | {"state": "lifted", "why": f"ended {by}"})
+            changed += [
+                self._changed(action | {"state": "lifted", "why": f"ended {by}"})
+                for action in self._store.actions(target=target)
+                if action["state"] == "done" and end_ns(action) > self._clock()
+            ]
         return changed
 
-    def _changed(self, action: dict[str, Any]) -> list[dict[str, Any]]:
-        self._store.save_action(action)
-        self.books.note(action)
+    def _changed(self, action: dict[str, Any]) -> dict[str, Any]:
         if action["state"] == "done":
             self._hooks.tell(action)
         elif action["state"] == "lifted":
             self._hooks.release(action)
-        return [action]
+        self._store.save_action(action)
+        self.books.note(action)
+        return action
 
     def undo(self, action: str) -> str:
         """Takes back one action by its id; what happens, in words. Raises GatewatchError."""
@@ -377,9 +388,12 @@ class Responder:
         self._begin(found, undo=True)
         return f"{found['action']} {found['target']} is taken back"
 
-    def release_ended(self) -> list[dict[str, Any]]:
-        """Tells the hooks of blocks whose time is over; returns the actions that changed."""
-        return self._hooks.release_ended()
+    def tend(self) -> list[dict[str, Any]]:
+        """Tells the hooks of blocks whose time is over, and gives up what was filed and never heard of again.
+
+        Returns the actions that changed. Call it inside a transaction.
+        """
+        return [*self._hooks.tend(), *(self._changed(action) for action in self._filed.overdue())]
 
     def delivered(self, key: str, problem: str | None) -> list[dict[str, Any]]:
         """A hook took a row of the outbox, or never will (`problem`); returns the action that changed."""
@@ -399,11 +413,14 @@ class Responder:
             if action["time_ns"] >= since_ns:
                 self._begin(action)
         waiting = self._store.actions_in("waiting")
-        self._filed = {a["detail"]["approval"]: a["id"] for a in waiting if a["detail"].get("approval")}
+        self._filed.resume(waiting)
+        for action in filter(
+            to_be_filed, waiting
+        ):  # the enforcer may have filed it: it gives the same name again
+            self._begin(action)
         self._hooks.resume()
-        for name in sorted({a["incident"] for a in waiting if not a["detail"].get("approval")})[
-            :MOST_WAITING
-        ]:
+        unseen = {a["incident"] for a in waiting if not a["detail"].get("needs")}
+        for name in sorted(unseen)[:MOST_WAITING]:
             for incident in self._store.incidents(incident=name, limit=1):
                 self._remember(incident, True)
 
@@ -463,7 +480,7 @@ class Responder:
             self._say(f"incident {given_up}: no longer waits for corroboration, too many do")
 
 
-def _to_be_filed(action: Mapping[str, Any]) -> bool:
+def to_be_filed(action: Mapping[str, Any]) -> bool:
     """Whether people must agree and nobody has asked them yet."""
     detail = action.get("detail") or {}
     return action["state"] == "waiting" and bool(detail.get("needs")) and not detail.get("approval")
@@ -493,5 +510,17 @@ def _for_command(action: Mapping[str, Any], incident: Mapping[str, Any]) -> dict
         "GATEWATCH_TITLE": printable(str(incident.get("title", "")))[:1000],
     }
     as_json = action["action"] == "exec"
-    said = json.dumps(incident, ensure_ascii=True)[:MOST_INPUT] if as_json else mail_text(incident)
+    said = _json_within(incident, MOST_INPUT) if as_json else mail_text(incident)
     return {"id": action["id"], "environment": environment, "input": said}
+
+
+def _json_within(incident: Mapping[str, Any], most: int) -> str:
+    """An incident as JSON of at most so many characters: of one that is larger, its lists are shortened."""
+    for longest in (None, 32, 4, 0):
+        kept = {k: v[:longest] if isinstance(v, list) else v for k, v in incident.items()}
+        if longest is not None:
+            kept |= {"findings": [], "shortened": True}
+        said = json.dumps(kept, ensure_ascii=True)
+        if len(said) <= most:
+            return said
+    return json.dumps({"id": str(incident.get("id", "")), "shortened": True})

@@ -340,9 +340,16 @@ class Store:
 
     def open_by_priority(self) -> dict[str, int]:
         """How many incidents of each priority are open. Raises StoreError."""
-        query = "SELECT json_extract(document, '$.priority'), count(*) FROM incidents WHERE status = 'open' GROUP BY 1"
+        return self._count("status = 'open'")
+
+    def count_by_priority(self, since_ns: int) -> dict[str, int]:
+        """How many incidents of each priority lasted into the time since then. Raises StoreError."""
+        return self._count("end_ns >= ?", since_ns)
+
+    def _count(self, condition: str, *values: int) -> dict[str, int]:
+        query = f"SELECT json_extract(document, '$.priority'), count(*) FROM incidents WHERE {condition} GROUP BY 1"
         try:
-            counts = dict(self._db.execute(query))
+            counts = dict(self._db.execute(query, values))
         except sqlite3.Error as error:
             raise StoreError(f"{self.path}: {error}") from error
         return {priority: counts[priority] for priority in PRIORITIES if priority in counts}

@@ -59,7 +59,7 @@ def since_ns(text: str) -> int:
     from ..errors import UsageError
 
     try:
-        return time.time_ns() - parse_duration(text) * 10**9
+        return max(0, time.time_ns() - parse_duration(text) * 10**9)
     except ValueError as error:
         raise UsageError(f"--since {text}: {error}") from error
 
@@ -73,7 +73,9 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
         if action["state"] == "skipped":
             continue
         by_state = counts.setdefault(action["action"], {})
-        by_state[action["state"]] = by_state.get(action["state"], 0) + 1
+        asks = action["state"] == "would" and action["detail"].get("needs")
+        state = "would_ask" if asks else action["state"]
+        by_state[state] = by_state.get(state, 0) + 1
         targets.setdefault(action["action"], set()).add(action["target"])
         for name in action["detail"].get("hits", ()):
             hits.setdefault(name, []).append(action)

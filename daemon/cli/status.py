@@ -12,8 +12,13 @@ from .options import ConfigOption, JsonOption, StateOption, load_config, socket_
 from .output import json_line, printable, seconds
 from .restrict import reach
 
-STATES = {"would": "would have been done", "waiting": "waited for a person or for the wire"}
+STATES = {
+    "would": "would have been done",
+    "would_ask": "would have been asked of a person",
+    "waiting": "waited for a person or for the wire",
+}
 MOST_HITS = 20
+MOST_ACTIONS = 1_000_000
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,16 +68,12 @@ def _period(settings: Config, since: str, as_json: bool) -> None:
 
     start_ns = since_ns(since)
     store = Store.open_readonly(store_path(settings))
-    incidents = store.incidents(since_ns=start_ns, limit=100_000)
-    kinds: dict[str, int] = {}
-    for incident in incidents:
-        kinds[incident["priority"]] = kinds.get(incident["priority"], 0) + 1
     health = store.get("health") or {}
     found = {
         "since": rfc3339(start_ns),
         "mode": health.get("mode", settings.mode),
-        "incidents": {p: kinds[p] for p in ("critical", "high", "medium", "low", "info") if p in kinds},
-        **summary(store.actions_since(start_ns)),
+        "incidents": store.count_by_priority(start_ns),
+        **summary(store.actions_since(start_ns, MOST_ACTIONS)),
     }
     if as_json:
         print(json_line(found))
