@@ -61,7 +61,9 @@ class Desk:
             case "acknowledge" | "close" as what:
                 return self._set_status(request, "acknowledged" if what == "acknowledge" else "closed")
             case "undo":
-                return {"ok": True, "said": self._responder.undo(str(request.get("action", "")))}
+                rails = self._parts.rails
+                two_people = rails.two_people if rails is not None else frozenset()
+                return {"ok": True, "said": self._responder.undo(str(request.get("action", "")), two_people)}
             case "remove_exception":
                 return self._remove_exception(request)
             case other:

@@ -373,8 +373,11 @@ class Responder:
         self.books.note(action)
         return action
 
-    def undo(self, action: str) -> str:
-        """Takes back one action by its id; what happens, in words. Raises GatewatchError."""
+    def undo(self, action: str, two_people: frozenset[str] = frozenset()) -> str:
+        """Takes back one action by its id; what happens, in words. Raises GatewatchError.
+
+        What the rails want two people for, one person must not have the analyser do.
+        """
         found = self._store.action(action)
         if found is None:
             raise GatewatchError(f"there is no action {action}", remedy="`gatewatch actions list` shows them")
@@ -383,6 +386,11 @@ class Responder:
         way = ACTIONS[found["action"]].undo(found)
         if isinstance(way, str):
             raise GatewatchError(f"{found['action']} cannot be taken back here: {way}")
+        if way.get("request") in two_people:
+            raise GatewatchError(
+                f"{found['action']} {found['target']}: to take it back needs two people, by the rails",
+                remedy=f"ask for it with `gatewatch {str(way['request']).partition('_')[0]}`",
+            )
         if self._finished is None:
             raise GatewatchError("Gatewatch is starting", remedy="ask again in a moment")
         self._begin(found, undo=True)

@@ -8,6 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No test is about time: a busy machine makes any example slow.
+settings.register_profile("gatewatch", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("gatewatch")
 
 TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS))

@@ -419,3 +419,11 @@ def test_a_command_gets_whole_json_of_an_incident_of_any_size(store: Store) -> N
     made = responder(store, {"action": "exec", "command": "page"}, carriers=Carriers(commands=helper))
     running(made, lambda: made.submit(made.decide(said)))
     assert json.loads(helper.asked[0]["input"]) == {"id": said["id"], "shortened": True}
+
+
+def test_one_person_does_not_take_back_alone_what_needs_two(store: Store, tmp_path: Path) -> None:
+    made = responder(store, {"action": "block_source"}, carriers=asking(tmp_path, {}))
+    carried_out(made, store, made.decide(incident()), 1)
+    [action] = store.actions(target=SOURCE)
+    with pytest.raises(GatewatchError, match="needs two people"):
+        made.undo(action["id"], frozenset({"unblock"}))
