@@ -27,7 +27,7 @@ from .benign import BenignList
 from .books import Books
 from .collectors.shared import PacketSource
 from .control import serve_commands
-from .corroboration import needs
+from .corroboration import Needed, needs
 from .denied import DenyList
 from .desk import Desk
 from .detection import Detection
@@ -49,6 +49,7 @@ from .successes import Successes
 from .tripping import tripped
 
 PACKETS_A_TURN = 16_384
+MOST_NEEDED = 16_384
 DIRTY_S = 1.0
 """How long an incident that grew, without news for the sinks, may wait to be saved."""
 REST_S = 5.0
@@ -119,6 +120,7 @@ class Analyser:
             health=self.health,
         )
         self._packets: PacketSource | None = None
+        self._needed: dict[tuple[Any, ...], Needed] = {}
         self._dirty: dict[str, Incident] = {}
         self._untold: dict[str, Incident] = {}
         self._unsynced = False
@@ -329,8 +331,17 @@ class Analyser:
         """
         if not self.parts.watches_packets:
             return True
-        needed = None if incident is None else needs(incident, source, accused, tries=self.parts.sshd.tries)
+        needed = None if incident is None else self._needs(incident, source, accused)
         return self._detection.corroborated(source, time.time_ns(), needed)
+
+    def _needs(self, incident: Mapping[str, Any], source: str, accused: str) -> Needed:
+        """What is asked is asked again with every turn of packets, for each incident that waits."""
+        key = incident["id"], incident.get("revision"), incident["end"], source, accused
+        if key not in self._needed:
+            if len(self._needed) >= MOST_NEEDED:
+                self._needed.clear()
+            self._needed[key] = needs(incident, source, accused, tries=self.parts.sshd.tries)
+        return self._needed[key]
 
     def _settle(
         self,

@@ -160,3 +160,12 @@ def test_an_action_is_shown_with_how_long_an_action_holds(tmp_path: Path) -> Non
     action |= {"state": "done", "why": "dropped in the kernel", "playbook": "login-burst", "ttl_s": 5400}
     text = "\n".join(explained(incident | {"actions": [action]}))
     assert "block_source 203.0.113.0 for 90m: done, dropped in the kernel (playbook login-burst)" in text
+
+
+def test_a_period_longer_than_time_itself_is_told_like_any_other(tmp_path: Path, capsys) -> None:
+    stored(tmp_path)
+    state = ["--state", str(tmp_path)]
+    assert main(["status", "--since", "999999999d", "--json", *state]) == 0
+    assert sum(json.loads(capsys.readouterr().out)["incidents"].values()) == 1
+    assert main(["actions", "list", "--since", "999999999d", *state]) == 0
+    assert main(["status", "--since", "yesterday", *state]) != 0

@@ -18,7 +18,7 @@ from gatewatch.playbooks.engine import (
 )
 from gatewatch.playbooks.loader import load_playbooks
 from gatewatch.playbooks.schema import PRIORITIES, Playbook, Prefix
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 END_NS = 1_790_000_000_250_000_000
@@ -330,6 +330,7 @@ _JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(sorted(incident())), _JSON))
 def test_an_incident_of_any_shape_never_makes_the_engine_raise(strange: dict[str, Any]) -> None:
     Engine(load_playbooks()).decide(incident() | strange, context())

@@ -8,8 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from .options import ConfigOption, JsonOption, StateOption, load_config, store_path
-from .output import emit, json_line, printable
+from .output import emit, json_line, printable, say
 
+MOST_SHOWN = 2000
+"""A longer table takes minutes to lay out."""
 COLUMNS = ("time", "id", "action", "target", "state", "until", "hits", "playbook", "why")
 SinceOption = Annotated[str, typer.Option("--since", metavar="TIME", help="How far back: 1h, 7d.")]
 
@@ -35,6 +37,9 @@ def list_(
     store = Store.open_readonly(store_path(load_config(config, state)))
     found = store.actions_since(since_ns(since))
     rows = [action_document(a) for a in found if skipped or a["state"] != "skipped"]
+    if len(rows) > MOST_SHOWN and not as_json:
+        say(f"only the last {MOST_SHOWN:,} of {len(rows):,} are shown; --json shows all")
+        rows = rows[-MOST_SHOWN:]
     if not emit(rows, as_json, COLUMNS) and not as_json:
         print(f"no action in the last {since}")
 
