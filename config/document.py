@@ -157,6 +157,11 @@ def validated(model: type[Model], document: Document, *, base: Path | None = Non
         raise ConfigError("\n".join(text for _, text in sorted(said))) from None
 
 
+def _discriminator(context: dict[str, Any]) -> str:
+    """The key that tells the alternatives apart; where a function does, it is called after that key."""
+    return str(context.get("discriminator")).strip("'_()")
+
+
 def closest(word: str, known: Iterable[str]) -> str:
     """ "; did you mean 'x'?" where a known word is near, else what there is."""
     names = sorted(set(known))
@@ -233,9 +238,9 @@ def _words(key: Key, error: dict[str, Any], model: type[BaseModel]) -> str:
     if kind == "union_tag_invalid":
         tag = str(context.get("tag"))
         allowed = [w.strip(" '") for w in str(context.get("expected_tags", "")).split(",")]
-        return f"unknown {str(context.get('discriminator')).strip(chr(39))} {tag!r}{closest(tag, allowed)}"
+        return f"unknown {_discriminator(context)} {tag!r}{closest(tag, allowed)}"
     if kind == "union_tag_not_found":
-        return f"{str(context.get('discriminator')).strip(chr(39))} is missing"
+        return f"{_discriminator(context)} is missing"
     if kind in _LIMITS:
         wanted, limit = _LIMITS[kind]
         bound = context.get(limit)

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Strict, field_validator, model_validator
 
 from .hooks import AnyHook
 from .values import (
@@ -374,6 +374,13 @@ class Authz(Options):
         le=100_000,
         description="The most connections at once; a further one takes the place of that which is silent for longest.",
     )
+
+    @field_validator("listen")
+    @classmethod
+    def _once_each(cls, places: list[str]) -> list[str]:
+        if len(set(places)) < len(places):
+            raise ValueError("names a place twice")
+        return places
 
 
 class Config(Options):

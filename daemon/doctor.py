@@ -68,7 +68,9 @@ def examine(config: Config, *, socket: Path, file: Path | None = None) -> Iterat
         lambda: _rails(config),
         lambda: _commands(config),
         lambda: _playbooks(config),
+        lambda: _hooks(config),
         lambda: _enforcer(config, socket),
+        lambda: _authz(config),
         lambda: _accounts(config),
     )
     for check in checks:
@@ -415,11 +417,48 @@ def _enforcer(config: Config, socket: Path) -> Iterator[Check]:
         enforcer.close()
 
 
+def _hooks(config: Config) -> Iterator[Check]:
+    """Whether the files that each hook names can be read; `gatewatch hooks test` asks the hook itself."""
+    from .sinks.hook_files import check_files
+
+    for name, hook in config.hooks.items():
+        try:
+            check_files(name, hook.model_dump())
+        except GatewatchError as error:
+            yield Check(f"hook {name}", "fail", error.message, error.remedy)
+        else:
+            yield Check(f"hook {name}", "ok", f"its files are in order; gatewatch hooks test {name} tries it")
+
+
+def _authz(config: Config) -> Iterator[Check]:
+    """Whether the authorisation endpoint answers and knows the deny list."""
+    from .cli.authz import health_of
+
+    said = health_of(config)
+    if said is None:
+        return
+    if "deny_list" not in said:
+        yield Check(
+            "authorisation", "warn", f"does not answer: {said['problem']}", "`gatewatch run` starts it"
+        )
+        return
+    known = said["deny_list"]
+    if known["known"]:
+        yield Check("authorisation", "ok", f"answers at {config.authz.listen[0]}")
+    else:
+        yield Check(
+            "authorisation", "fail", f"the deny list is unknown: {known['problem']}", "see the enforcer"
+        )
+
+
 def _accounts(config: Config) -> Iterator[Check]:
     from .doctor_accounts import account_checks
     from .enforcer.accounts import FILE
     from .enforcer.rails import load
 
     if Path(config.rails).exists():
-        wanted = load(config.rails).accounts_helper
+        try:
+            wanted = load(config.rails).accounts_helper
+        except ConfigError:
+            return  # said of the rails already
         yield from account_checks(config.state_folder() / "run" / "accounts.json", FILE, wanted=wanted)

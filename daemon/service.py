@@ -227,11 +227,21 @@ class Service:
         self._supervisor = Supervisor(say)
         self._packets: Process | None = None
         self._exec: Process | None = None
+        self._enforcer: Process | None = None
         self._control: socket.socket | None = None
         self._authz: list[socket.socket] = []
 
     def run(self) -> int:
-        """Starts everything and supervises it until SIGTERM or Ctrl-C."""
+        """Starts everything and supervises it until SIGTERM or Ctrl-C; where a start fails, ends what was started."""
+        try:
+            self._start()
+        except BaseException:
+            self._supervisor.stop()
+            raise
+        notify_systemd("READY=1")
+        return self._supervisor.run(self._reload, self._exited)
+
+    def _start(self) -> None:
         self._make_folders()
         say(f"{self._mode} mode; state in {self._state}, alerts in {self._sinks_text()}")
         for log in self._plan.logs:
@@ -244,10 +254,11 @@ class Service:
             say("nothing to watch on this machine as this user")
         if not (self._plan.interfaces and (self._plan.logs or self._plan.journal)):
             say("`make demo` (as root) shows all of Gatewatch at work, in network namespaces of its own")
+        self._authz = [listen_at(text) for text in self._config.authz.listen]
         self._commands = listen(self._state / "run" / "analyser.sock", 0o666)
         self._outbox = listen(self._state / "run" / "outbox.sock", 0o666)
         if self._plan.enforcer:
-            self._supervisor.add(
+            self._enforcer = self._supervisor.add(
                 "enforcer",
                 partial(
                     start_enforcer,
@@ -271,8 +282,6 @@ class Service:
         self._supervisor.add("shipper", self._start_shipper)
         if self._plan.interfaces:
             self._packets = self._supervisor.add("packets", self._start_packets)
-        notify_systemd("READY=1")
-        return self._supervisor.run(self._reload, self._exited)
 
     def _start_commands(self) -> None:
         """The helper that runs what the rails name as `[[command]]`, as a user of its own; so as root alone."""
@@ -288,17 +297,19 @@ class Service:
             self._exec = self._supervisor.add("exec helper", start)
 
     def _reload(self) -> None:
-        if self._exec is None or not self._exec.pid:
+        """The rails are read anew by those of our processes that live by them; wrong ones change nothing there."""
+        readers = [p for p in (self._enforcer, self._exec) if p is not None and p.pid]
+        if not readers:
             say("SIGHUP: nothing to reload")
             return
-        say("SIGHUP: the exec helper reads the rails anew")
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._exec.pid, signal.SIGHUP)
+        say(f"SIGHUP: {' and '.join(f'the {p.name}' for p in readers)} read the rails anew")
+        for process in readers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGHUP)
 
     def _add_authz(self) -> None:
         """The sockets stay ours: who asks while the endpoint starts again waits for it."""
         options = self._config.authz
-        self._authz = [listen_at(text) for text in options.listen]
         say(f"authorises on {', '.join(options.listen)}")
         if not self._plan.enforcer:
             say(

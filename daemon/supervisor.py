@@ -148,7 +148,7 @@ class Supervisor:
                     if process.due and process.due <= now:
                         self._start(process)
         finally:
-            self._stop()
+            self.stop()
         return 0
 
     def _start(self, process: Process) -> None:
@@ -200,7 +200,7 @@ class Supervisor:
             self._say(f"{process.name} {how}; it starts again in {delay:g} s")
             on_exit(process)
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
         """Ends the processes in reverse order of their start, so that each can still hand over to the next."""
         for process in reversed(self._processes):
             if not process.pid:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from enforcer_rig import Rig
+from enforcer_rig import ANALYSER_UID, Rig
 from gatewatch.daemon.cli import main
-from gatewatch.daemon.cli.explain import as_text, concerns, in_words, nearest, network_in
+from gatewatch.daemon.cli.explain import as_text, concerns, in_words, nearest, network_in, principals_of
 from gatewatch.daemon.control import ask
 from gatewatch.daemon.errors import GatewatchError
 from gatewatch.daemon.store import Store
@@ -74,11 +74,22 @@ def test_what_an_address_did_is_shown_though_no_enforcer_answers(tmp_path: Path,
 def test_a_user_is_explained_by_name(tmp_path: Path, capsys) -> None:
     store_with_incident(tmp_path)
     found = explained("root", tmp_path, capsys)
-    assert (found["type"], len(found["incidents"])) == ("user", 1)
+    assert (found["type"], len(found["incidents"]), found["blocked"]) == ("user", 1, None)
     assert [text.partition(":")[0] for text in found["unknown"]] == ["whether it is blocked"]
-    assert len(explained("account:root", tmp_path, capsys)["incidents"]) == 1
-    assert main(["explain", "nobody", "--state", str(tmp_path)]) == 1
-    assert "no incident names it" in capsys.readouterr().out
+    assert main(["explain", "nobody", "--state", str(tmp_path)]) == 1  # there is no enforcer here
+    said = capsys.readouterr().out
+    assert "no incident names it" in said
+    assert "not blocked" not in said
+    assert explained("key:k-0123456789abcdef", tmp_path, capsys)["incidents"] == []
+
+
+def test_a_user_is_found_by_what_accuses_it_of_compromise(tmp_path: Path, capsys) -> None:
+    incident = {**INCIDENT, "users": [], "blockable_users": ["subject:ada"]}
+    assert concerns(incident, "ada", None, principals_of("ada"))
+    assert concerns(incident, "subject:ada", None, principals_of("subject:ada"))
+    assert not concerns(incident, "key:ada", None, principals_of("key:ada"))
+    assert main(["explain", " ", "--state", str(tmp_path)]) == 2
+    assert "give an address, a network or a user" in capsys.readouterr().err
 
 
 def test_targets_count_as_well_as_sources() -> None:
@@ -227,6 +238,67 @@ def test_a_user_is_explained_with_its_block_and_with_why_failures_alone_are_none
         assert "gatewatch unblock user account:alice --reason TEXT" in as_text(found)[2]
     assert explained("key:alice", rig.state, capsys)["blocked"] == []
     assert main(["explain", "", *words]) == 2
+
+
+def test_a_blocked_user_is_explained_by_name_and_by_kind(rig: Rig, capsys) -> None:
+    words = ["--state", str(rig.state)]
+    store_with_incident(rig.state)
+    assert main(["block", "user", "account:ada", "--ttl", "10m", "--reason", "guessed", *words]) == 0
+    assert main(["block", "user", "key:k-0011223344556677", "--reason", "leaked", *words]) == 0
+    for name in ("ada", "account:ada"):
+        capsys.readouterr()
+        assert main(["explain", name, *words]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith(f"{name}: blocked until 2")
+        assert "  because: guessed\n" in said
+        assert "gatewatch unblock user account:ada --reason TEXT" in said
+    assert "logins to this machine" in said
+    (entry,) = explained("key:k-0011223344556677", rig.state, capsys)["blocked"]
+    assert (entry["kind"], entry["reason"]) == ("key", "leaked")
+    assert explained("subject:ada", rig.state, capsys)["blocked"] == []
+    assert explained("root", rig.state, capsys)["would_refuse"]["rail"] == "never_block_users"
+
+
+def test_what_is_no_address_cannot_be_blocked_as_one(tmp_path: Path, capsys) -> None:
+    for command in ("block", "unblock"):
+        assert main([command, "ip", "nonsense", "--reason", "x", "--state", str(tmp_path)]) == 2
+        assert "write 203.0.113.7" in capsys.readouterr().err
+
+
+@pytest.mark.lab
+def test_what_waits_for_a_person_is_explained_with_whom_it_hits_and_how_to_grant_it(rig: Rig, capsys) -> None:
+    attacker, words = HOSTS["attacker"].v4, ["--state", str(rig.state)]
+    store_with_incident(rig.state)
+    asked = {"reason": "guessing", "ttl_s": 3600, "approval": 1, "hits": "hits ada, who lately succeeded"}
+    answer, user = rig.ask_as(
+        ANALYSER_UID,
+        {"request": "block", "address": attacker, **asked},
+        {"request": "block_user", "user": "ada", "kind": "account", **asked},
+    )
+    (waits,) = explained(attacker, rig.state, capsys)["waiting"]
+    assert (waits["id"], waits["if_granted"]) == (answer["pending"], f"block {attacker} for 3600 s")
+    assert main(["explain", attacker, *words]) == 1  # there is no analyser here
+    said = capsys.readouterr().out
+    assert f"{attacker}: not blocked" in said
+    assert f"waits for approval as {answer['pending']}" in said
+    assert "hits ada, who lately succeeded" in said
+    assert f"gatewatch approvals grant {answer['pending']}" in said
+    assert [w["id"] for w in explained("ada", rig.state, capsys)["waiting"]] == [user["pending"]]
+    assert explained("10.9.9.9", rig.state, capsys)["waiting"] == []
+    assert main(["approvals", "grant", user["pending"], *words]) == 0
+    found = explained("ada", rig.state, capsys)
+    assert (len(found["blocked"]), found["waiting"]) == (1, [])
+
+
+@pytest.mark.lab
+def test_a_source_that_only_the_gateway_refuses_is_told_apart(rig: Rig, capsys) -> None:
+    attacker, words = HOSTS["attacker"].v4, ["--state", str(rig.state)]
+    store_with_incident(rig.state)
+    assert main(["block", "ip", attacker, "--where", "gateway", "--reason", "a test", *words]) == 0
+    capsys.readouterr()
+    assert main(["explain", attacker, *words]) == 0
+    said = capsys.readouterr().out
+    assert f"{attacker}: refused at the gateway alone, not dropped by the kernel, until " in said
 
 
 @pytest.mark.lab

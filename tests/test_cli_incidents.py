@@ -112,6 +112,32 @@ def test_an_incident_is_explained_from_the_first_event_to_what_was_done(state: P
     assert any("last event so far, 12 attempts" in what for _, what in timeline(first))
 
 
+def test_an_incident_says_what_waits_for_a_person_and_what_can_be_taken_back(
+    state: Path, capsys: Any
+) -> None:
+    [first, *_] = listed(state, capsys)
+    common = {"time": first["end"], "ttl_s": 3600, "playbook": "p", "incident": first["id"]}
+    asks = {"action": "block_source", "target": SOURCE, "state": "waiting", "why": "asks a person", "id": "1"}
+    done = {"action": "block_user", "target": "account:ada", "state": "done", "why": "refused", "id": "2"}
+    first["actions"] = [
+        common | asks | {"approval": "A12", "hits": ["198.51.100.1", "198.51.100.2"]},
+        common | done | {"until": "2200-01-01T00:00:00.5Z"},
+        common | done | {"id": "3", "until": "2020-01-01T00:00:00Z"},
+        common | asks | {"id": "4", "where": "gateway", "why": "until the wire proves it"},
+    ]
+    lines = [line.strip() for line in explained(first)]
+    assert (
+        "next: gatewatch approvals grant A12 (or deny A12): block_source 203.0.113.7 waits for a person"
+        in lines
+    )
+    assert [line for line in lines if "actions undo" in line] == [
+        "to take it back: gatewatch actions undo 2 (block_user account:ada)"
+    ]
+    assert any("; would hit 198.51.100.1, 198.51.100.2, who lately succeeded" in line for line in lines)
+    assert any("block_user account:ada for 1h (until 2200-01-01T00:00:00Z): done" in line for line in lines)
+    assert any(f"block_source {SOURCE} at the gateway alone for 1h: waits, until" in line for line in lines)
+
+
 def test_a_typed_password_is_shown_to_none_but_who_asks_for_it(state: Path, capsys: Any) -> None:
     [first, *_] = listed(state, capsys)
     assert "Geheim" not in json.dumps(first)

@@ -91,12 +91,22 @@ def test_status_shows_an_engaged_kill_switch_and_a_damaged_journal() -> None:
         "health": None,
         "incidents": {},
         "enforcer": "running",
-        "response": response(kills=[{"endpoint": "chat"}], differs=["chat"], journal=damaged),
+        "response": response(
+            kills=[{"endpoint": "chat"}],
+            differs=["chat"],
+            journal=damaged,
+            waiting=3,
+            users=2,
+            deny_list="full",
+        ),
     }
     text = "\n".join(as_text(found))
     assert "ENGAGED for chat" in text
     assert "the kernel differs from the journal" in text
     assert "damaged: line 7" in text
+    assert "1,234 blocks in force and 2 of users" in text
+    assert "3 wait for a person; see `gatewatch approvals list`" in text
+    assert "deny list  cannot be written: full" in text
 
 
 def test_status_of_a_daemon_that_is_down_is_what_it_said_last_and_exit_code_1(tmp_path: Path, capsys) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import string
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from gatewatch.config.document import MOST_BYTES, parse_document, validated
 from gatewatch.config.loader import defaults, effective, load, load_with_origin
 from gatewatch.config.schema import Config
 from gatewatch.config.values import duration_text, parse_duration, parse_network, port_range
+from gatewatch.daemon.cli import main
 from gatewatch.daemon.errors import ConfigError
 from hypothesis import given
 from hypothesis import strategies as st
@@ -270,3 +272,51 @@ def test_the_schema_names_the_formats_and_detectors_that_there_are() -> None:
 def test_an_allow_list_is_off_where_it_is_null_and_allows_nobody_where_it_is_empty(write) -> None:
     allowlist = load(write("allowlist: {ingress: []}\n")).allowlist
     assert (allowlist.ingress, allowlist.egress) == ([], None)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("authz: {listen: ['127.0.0.1:9180', '127.0.0.1:9180']}", "names a place twice"),
+        ("authz: {listen: ['localhost:9180']}", "an address is wanted, such as 127.0.0.1:9180"),
+        (
+            "hooks: {a: {type: webhook, template: keyclok, url: 'https://a.example', secret_file: /s}}",
+            "unknown template 'keyclok'; did you mean 'keycloak'?",
+        ),
+    ],
+)
+def test_a_wrong_place_or_template_is_said_in_the_words_of_the_file(write, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load(write(text))
+
+
+@pytest.mark.parametrize(
+    ("action", "said"),
+    [
+        ("block_user, hooks: [nosuch]", "no hook 'nosuch'"),
+        ("notify, commands: [nosuch]", "no command 'nosuch'"),
+        ("exec, command: nosuch", "no command 'nosuch'"),
+    ],
+)
+def test_what_a_playbook_names_and_nothing_defines_is_said(
+    tmp_path: Path, capsys, action: str, said: str
+) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    text = f"name: x\nwhen: {{kinds: [brute_force]}}\nthen: [{{action: {action}}}]\n"
+    (folder / "x.yaml").write_text(text)
+    (tmp_path / "rails.toml").write_text('management = ["192.0.2.0/24"]\n')
+    (tmp_path / "gatewatch.yaml").write_text("playbooks: {directories: [own]}\n")
+    assert main(["config", "check", str(tmp_path / "gatewatch.yaml")]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_an_authorised_endpoint_is_one_of_the_rails(tmp_path: Path, capsys) -> None:
+    (tmp_path / "rails.toml").write_text('[[endpoint]]\nname = "chat"\nfronts = ["*:80/tcp"]\n')
+    file = tmp_path / "gatewatch.yaml"
+    file.write_text("authz: {endpoints: {caht: {when_unknown: closed}}}\n")
+    assert main(["config", "check", str(file)]) == 2
+    assert (
+        "gatewatch.yaml:1: authz.endpoints.caht: no endpoint of the rails; they name: chat"
+        in capsys.readouterr().err
+    )

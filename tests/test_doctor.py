@@ -179,3 +179,19 @@ def test_a_missing_libnftables_names_its_package(tmp_path: Path, monkeypatch) ->
     monkeypatch.setattr("gatewatch.daemon.enforcer.kernel.nft.ctypes.CDLL", missing)
     found = checks(tmp_path, mode="enforce")
     assert (found["libnftables"].state, found["libnftables"].remedy) == ("fail", "apt install libnftables1")
+
+
+def test_a_hook_whose_secret_is_missing_and_an_endpoint_that_is_down_are_named(tmp_path: Path) -> None:
+    hook = {"type": "webhook", "url": "https://hooks.example.org", "secret_file": str(tmp_path / "none")}
+    place = f"unix:{tmp_path}/authz.sock"
+    found = checks(tmp_path, hooks={"pager": hook}, authz={"listen": [place]})
+    assert found["hook pager"].state == "fail"
+    assert "mode 0600" in found["hook pager"].remedy
+    assert (found["authorisation"].state, bool(found["authorisation"].remedy)) == ("warn", True)
+
+
+def test_wrong_rails_are_said_once(tmp_path: Path) -> None:
+    (tmp_path / "rails.toml").write_text("alowed = []\n")
+    found = checks(tmp_path)
+    assert found["rails"].state == "fail"
+    assert "examination" not in found

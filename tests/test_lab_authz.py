@@ -77,3 +77,34 @@ def test_an_operators_block_of_a_key_refuses_its_next_request(lab: Lab) -> None:
 
         watch.run("unblock", "user", f"key:{key_id}", "--reason", "renewed")
         wait_for("the way back", lambda: answer(lab, "X-API-Key: sk-1") == "200 -")
+
+
+def test_where_the_place_cannot_be_had_one_line_says_so_and_nothing_stays_behind(lab: Lab) -> None:
+    quiet: dict[str, Any] = {
+        "collectors": {"logs": [], "journal": {"enabled": False}, "packets": {"enabled": False}}
+    }
+    watch = Gatewatch(lab, authz={"listen": ["203.0.113.199:9180"]}, **quiet)
+    done = watch.run("run", "--observe", check=False)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("gatewatch: ")]
+    assert "203.0.113.199:9180" in line
+    assert watch.run("blocks", "list", check=False).returncode == 1  # no enforcer was left
+
+
+def test_a_hangup_signal_lets_the_enforcer_read_the_rails_anew(lab: Lab) -> None:
+    quiet: dict[str, Any] = {
+        "collectors": {"logs": [], "journal": {"enabled": False}, "packets": {"enabled": False}}
+    }
+    with Gatewatch(lab, **quiet) as watch:
+        assert watch.process is not None
+        watch.run("block", "user", "key:k-1", "--reason", "before")
+        rails = watch.folder / "rails.toml"
+        rails.write_text('never_block_users = ["partner"]\n' + rails.read_text())
+        watch.process.send_signal(signal.SIGHUP)
+
+        def refused() -> bool:
+            return watch.run("block", "user", "subject:partner", "--reason", "x", check=False).returncode == 1
+
+        wait_for("the new rails", refused)
+        assert "the enforcer read" in watch.said()
+        assert [block["user"] for block in watch.listing("blocks", "list")][:1] == ["k-1"]

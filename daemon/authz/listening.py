@@ -29,7 +29,10 @@ def place_of(text: str) -> tuple[str, int] | str:
     bracketed = host.startswith("[") and host.endswith("]")
     if not colon or not (port.isascii() and port.isdigit() and 0 <= int(port) < 65_536):
         raise ValueError(f"{text!r}: write 127.0.0.1:9180, [::1]:9180 or unix:/run/gatewatch/authz.sock")
-    address = ip_address(host[1:-1] if bracketed else host)
+    try:
+        address = ip_address(host[1:-1] if bracketed else host)
+    except ValueError:
+        raise ValueError(f"{text!r}: an address is wanted, such as 127.0.0.1:9180") from None
     if bracketed != (address.version == 6):
         raise ValueError(f"{text!r}: an IPv6 address stands in brackets, an IPv4 address does not")
     return str(address), int(port)

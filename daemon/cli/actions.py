@@ -8,12 +8,26 @@ from typing import Annotated, Any
 import typer
 
 from .options import ConfigOption, JsonOption, StateOption, load_config, store_path
-from .output import emit, json_line, printable, say
+from .output import emit, json_line, printable, say, seconds
 
 MOST_SHOWN = 2000
 """A longer table takes minutes to lay out."""
 COLUMNS = ("time", "id", "action", "target", "state", "until", "hits", "playbook", "why")
 SinceOption = Annotated[str, typer.Option("--since", metavar="TIME", help="How far back: 1h, 7d.")]
+
+
+STATES = {
+    "pending": "is being done",
+    "would": "would have been done",
+    "waiting": "waits",
+    "skipped": "not done",
+    "lifted": "done, and ended before its time",
+    "undone": "done, and taken back",
+}
+"""States of actions, in words where one word does not say it."""
+LASTING = ("block_source", "block_user", "restrict_endpoint")
+"""Actions that hold until their time is over or `actions undo` takes them back."""
+MOST_HITS = 5
 
 
 def register(app: typer.Typer) -> None:
@@ -40,8 +54,13 @@ def list_(
     if len(rows) > MOST_SHOWN and not as_json:
         say(f"only the last {MOST_SHOWN:,} of {len(rows):,} are shown; --json shows all")
         rows = rows[-MOST_SHOWN:]
-    if not emit(rows, as_json, COLUMNS) and not as_json:
+    if not emit(rows if as_json else map(_shown, rows), as_json, COLUMNS) and not as_json:
         print(f"no action in the last {since}")
+
+
+def _shown(action: dict[str, Any]) -> dict[str, Any]:
+    """With times in whole seconds."""
+    return action | {name: seconds(action[name]) for name in ("time", "until") if action.get(name)}
 
 
 def undo(
@@ -56,6 +75,31 @@ def undo(
     settings = load_config(config, state)
     answer = ask(settings.state_folder() / "run" / "analyser.sock", {"do": "undo", "action": action})
     print(json_line({"action": action, "said": answer["said"]}) if as_json else printable(answer["said"]))
+
+
+def action_text(action: dict[str, Any]) -> str:
+    """An action document (`documents.action_document`) in one line for people, without its time."""
+    from ...config.values import duration_text
+
+    at = " at the gateway alone" if action.get("where") == "gateway" else ""
+    lasting = f" for {duration_text(action['ttl_s'])}" if action.get("ttl_s") else ""
+    until = f" (until {seconds(action['until'])})" if action.get("until") else ""
+    state = STATES.get(action["state"], action["state"])
+    hits = list(action.get("hits", ()))
+    more = f" and {len(hits) - MOST_HITS} more" if len(hits) > MOST_HITS else ""
+    would = "hits" if action["state"] in ("done", "lifted", "undone") else "would hit"
+    whom = f"; {would} {', '.join(hits[:MOST_HITS])}{more}, who lately succeeded" if hits else ""
+    incident = f", incident {action['incident']}" if action.get("incident") else ""
+    return (
+        f"{action['action']} {action['target']}{at}{lasting}{until}: {state}, {action['why']}{whom} "
+        f"(playbook {action['playbook']}{incident})"
+    )
+
+
+def over(action: dict[str, Any]) -> bool:
+    """Whether the time of an action document is over."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime())
+    return bool(action.get("until")) and str(action["until"])[: len(now)] <= now
 
 
 def since_ns(text: str) -> int:

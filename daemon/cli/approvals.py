@@ -128,9 +128,11 @@ def _row(said: dict[str, Any]) -> dict[str, Any]:
 def _shown(row: dict[str, Any]) -> dict[str, Any]:
     """With what people want to read in place of the fields."""
     more, agreed = row["needs"] - len(row["granted"]), ", ".join(row["granted"])
-    of = ", ".join(filter(None, (row.get("incident"), row.get("playbook"))))
+    reason, incident = row.get("reason", ""), row.get("incident")
+    said = incident and f"incident {incident}" in reason
+    of = ", ".join(filter(None, (None if said else incident, row.get("playbook"))))
     needs = f"{more} more{f' ({agreed} agreed)' if agreed else ''}"
-    return {**row, "needs": needs, "why": f"{row.get('reason', '')}{f' ({of})' if of else ''}"}
+    return {**row, "needs": needs, "why": f"{reason}{f' ({of})' if of else ''}"}
 
 
 def _say(answer: dict[str, Any], as_json: bool, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import time
 from collections.abc import Iterator
 from itertools import chain
@@ -87,7 +88,7 @@ def block(
     except ValueError as error:
         raise UsageError(f"--ttl {ttl}: {error}") from error
     if where not in WHERE or (where and whom):
-        raise UsageError(f"--where {where}", remedy="it can be `gateway`, and for an address alone")
+        raise UsageError(f"--where {where}: not here", remedy="it can be `gateway`, and for an address alone")
     enforcer = _enforcer(config, state)
     if whom:
         answer = enforcer.block_user(whom[1], kind=whom[0], ttl_s=ttl_s, reason=reason)
@@ -139,6 +140,7 @@ def _user(kind: str, value: str) -> tuple[str, str] | None:
     from ..errors import UsageError
 
     if kind == "ip":
+        _check_address(value)
         return None
     if kind != "user":
         raise UsageError(
@@ -169,6 +171,16 @@ def _doubt(kind: str, name: str) -> str:
         except (KeyError, ValueError):
             return "; mind that there is no such account here now"
     return ""
+
+
+def _check_address(value: str) -> None:
+    """What may be blocked the enforcer judges; what is no address at all is wrong usage."""
+    from ..errors import UsageError
+
+    try:
+        ipaddress.ip_network(value, strict=False)
+    except ValueError as error:
+        raise UsageError(str(error), remedy="write 203.0.113.7, 203.0.113.0/24 or 2001:db8::/64") from None
 
 
 def _row(said: dict[str, Any]) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def check(
     path = file or config
     loaded = load_with_origin(path)
     wrong: list[str] = []
-    for part in (_check_detectors, _check_places, _check_playbooks, _check_hooks, _check_rails):
+    for part in (_check_detectors, _check_places, _check_playbooks, _check_hooks, _check_rails, _check_authz):
         try:
             print(part(loaded))
         except ConfigError as error:
@@ -138,6 +138,27 @@ def _check_playbooks(loaded: Loaded) -> str:
     if wrong:
         raise ConfigError("\n".join(wrong), remedy="correct the playbook, or add what it names")
     return f"playbooks: ok, {', '.join(p.name for p, _ in found) or 'none'}"
+
+
+def _check_authz(loaded: Loaded) -> str:
+    """The endpoints that it tells apart are those of the rails; wrong rails are said elsewhere."""
+    from ..assembly import load_rails
+
+    authz = loaded.config.authz
+    try:
+        rails = load_rails(loaded.config)
+    except ConfigError:
+        rails = None
+    if rails is not None:
+        known = [endpoint.name for endpoint in rails.endpoints]
+        for name in authz.endpoints.keys() - known:
+            raise ConfigError(
+                f"{loaded.where('authz', 'endpoints', name)}: authz.endpoints.{name}: no endpoint of the rails",
+                remedy=f"they name: {', '.join(known) or 'none'}",
+            )
+    return (
+        f"authz: ok, on {', '.join(authz.listen)}" if authz.listen else "authz: off, as authz.listen is empty"
+    )
 
 
 def _check_hooks(loaded: Loaded) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .actions import LASTING, action_text, over
 from .options import ConfigOption, JsonOption, StateOption, load_config, store_path
 from .output import emit, json_line, printable, say, seconds
 
@@ -55,8 +56,6 @@ GROWING = (
     "distinct_targets",
 )
 """The figures that tell how far a campaign has grown."""
-DONE = {"would": "would have been done"}
-"""States of actions, in words where one word does not say it."""
 EXCEPTION_COLUMNS = ("id", "kind", "entity", "users", "sources", "state", "until", "by", "suppressed", "note")
 COLUMNS = ("id", "priority", "kind", "status", "start", "end", "title")
 
@@ -303,6 +302,17 @@ def explained(incident: dict[str, Any]) -> list[str]:
             lines.append(f"  what to do: {NEXT[incident['kind']]}")
         about = incident["blockable"][:1] or incident["sources"][:1] or incident["users"][:1]
         lines += [f"  next: gatewatch explain {shlex.quote(name)}" for name in about]
+        lines += [
+            f"  next: gatewatch approvals grant {action['approval']} (or deny {action['approval']}): "
+            f"{action['action']} {action['target']} waits for a person"
+            for action in incident["actions"]
+            if action["state"] == "waiting" and action.get("approval")
+        ]
+        lines += [
+            f"  to take it back: gatewatch actions undo {action.get('id')} ({action['action']} {action['target']})"
+            for action in incident["actions"]
+            if action["state"] == "done" and action["action"] in LASTING and not over(action)
+        ]
         lines.append(f"  when it is over: gatewatch incidents close {incident['id']} --note TEXT")
         lines.append(
             f"  when it was no attack: gatewatch incidents close {incident['id']} --benign --note TEXT"
@@ -336,11 +346,7 @@ def timeline(incident: dict[str, Any]) -> list[tuple[str, str]]:
                 if finding["figures"].get(name, 0) > name.startswith("distinct_")
             )
             entries.append((finding["end"], 4, f"{kind}: last event so far{f', {grown}' if grown else ''}"))
-    for action in incident["actions"]:
-        done = (
-            f"{DONE.get(action['state'], action['state'])}, {action['why']} (playbook {action['playbook']})"
-        )
-        entries.append((action["time"], 5, f"{action['action']} {action['target']}{lasting(action)}: {done}"))
+    entries += [(action["time"], 5, action_text(action)) for action in incident["actions"]]
     return [(time, what) for time, _, what in sorted(entries, key=lambda e: (_moment(e[0]), e[1]))]
 
 
@@ -348,13 +354,6 @@ def _moment(time: str) -> tuple[str, str]:
     """RFC 3339 in UTC, comparable though fractions of a second have as many digits as they need."""
     whole, _, fraction = time.removesuffix("Z").partition(".")
     return whole, fraction
-
-
-def lasting(action: dict[str, Any]) -> str:
-    """For how long an action holds, in words; nothing where it has no end of its own."""
-    from ...config.values import duration_text
-
-    return f" for {duration_text(action['ttl_s'])}" if action.get("ttl_s") else ""
 
 
 def ranges(numbers: list[int]) -> str:

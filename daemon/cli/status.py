@@ -206,6 +206,10 @@ def _response(enforcer: str, response: dict[str, Any] | None) -> list[str]:
     ]
     restrictions = response.get("restrictions", ())
     lines += [f"  restricted  {r['endpoint']} to {reach(r)}" for r in restrictions]
+    if response.get("waiting"):
+        lines.append(f"  approvals  {response['waiting']} wait for a person; see `gatewatch approvals list`")
+    if response.get("deny_list"):
+        lines.append(f"  deny list  cannot be written: {response['deny_list']}")
     if response.get("break_glass"):
         lines.append("  kill switch  the break-glass rules are loaded; see `gatewatch kill-switch status`")
     if response.get("differs"):

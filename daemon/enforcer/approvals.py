@@ -110,7 +110,9 @@ class Approvals:
             return Refusal("only a person grants or denies", "two_people")
         waiting = self._journal.state.approvals.get(name)
         if waiting is None:
-            return Refusal(f"no request {name!r} waits for a person", "approval")
+            return Refusal(
+                f"no request {name!r} waits for a person; see `gatewatch approvals list`", "approval"
+            )
         if waiting.ends_ns <= self._now_ns():
             with contextlib.suppress(EnforcerError):  # it is over, whether the disk takes that or not
                 self.expire()
