@@ -80,6 +80,7 @@ class Analyser:
         self._correlator.benign = self._benign = BenignList(recovery.exceptions(self.store, parts.say))
         self._engine = Engine(parts.playbooks)
         self._successes = Successes()
+        self._lately: tuple[int, dict[str, int], dict[str, int]] = (0, {}, {})
         self._denied = DenyList(parts.state / "run" / "denied")
         self._responder = Responder(
             self._engine,
@@ -281,9 +282,12 @@ class Analyser:
         """Who succeeded lately, and what is blocked: by the list that the enforcer publishes, and by the books."""
         options, now_ns = self.parts.config.response.breaker, time.time_ns()
         self._denied.refresh()
+        if abs(now_ns - self._lately[0]) > NS_PER_S:  # many incidents in one second share the answer
+            self._lately = now_ns, self._successes.clients(now_ns), self._successes.users(now_ns)
+        _, clients, users = self._lately
         return Breaker(
-            clients=self._successes.clients(now_ns),
-            users=self._successes.users(now_ns),
+            clients=clients,
+            users=users,
             denied_client=lambda client: books.covers(client) or _denies_client(self._denied, client),
             denied_user=lambda user: books.covers_user(user) or _denies_user(self._denied, user),
             share=options.share,
