@@ -21,7 +21,6 @@ from gatewatch.daemon.enforcer.pamstack import missing, rule, summary, uses_pam
 from gatewatch.daemon.enforcer.sessions import NOBODY, Account, Look, Process, of_account
 from gatewatch.daemon.errors import ConfigError
 from lab.denied import DeniedFile
-from lab.hosts import program
 from lab.lab import read, wait_for
 
 FIRST_UID = 1000
@@ -314,23 +313,6 @@ def test_a_program_of_its_own_follows_the_list_and_leaves_the_file_when_it_ends(
     assert first.returncode == 0 and "Traceback" not in said
     assert "root: not denied: it is uid 0" in said
     assert site.names() == []
-
-
-@pytest.mark.skipif(program("systemd-analyze") is None, reason="needs systemd-analyze")
-def test_the_unit_is_understood_and_allows_no_more_than_is_needed(repository: Path, tmp_path: Path) -> None:
-    text = (repository / "systemd" / "gatewatch-accounts.service").read_text()
-    unit = tmp_path / "gatewatch-accounts.service"
-    unit.write_text(text.replace("/opt/gatewatch/bin/python", sys.executable))
-    for words in (["verify", "--man=no"], ["security", "--offline=true", "--threshold=15"]):
-        done = subprocess.run(
-            ["systemd-analyze", *words, str(unit)],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "SYSTEMD_LOG_LEVEL": "warning"},
-        )
-        assert done.returncode == 0, done.stdout
-        assert "gatewatch-accounts" not in done.stderr, done.stderr
 
 
 # What is a login session, on a table of processes.

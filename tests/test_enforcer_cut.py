@@ -23,7 +23,6 @@ from gatewatch.daemon.enforcer.kernel import killtable
 from gatewatch.daemon.enforcer.kernel.nft import Nft
 from gatewatch.daemon.enforcer.rails import service_of
 from gatewatch.daemon.errors import EnforcerError
-from lab.hosts import program
 from lab.lab import HOSTS, Lab, answers, unmet, wait_for
 
 FRONT, BACK = 8090, 9000
@@ -786,24 +785,3 @@ def test_an_answer_that_is_none_is_an_error(tmp_path: Path, answer: bytes) -> No
         with pytest.raises(EnforcerError, match="gave an answer that is none"):
             cut.ask(path, ["published"], 5)
         thread.join()
-
-
-@pytest.mark.skipif(program("systemd-analyze") is None, reason="needs systemd-analyze")
-def test_the_units_are_understood_and_allow_no_more_than_is_needed(repository: Path, tmp_path: Path) -> None:
-    for name in ("gatewatch-cut.socket", "gatewatch-cut.service"):
-        text = (repository / "systemd" / name).read_text()
-        (tmp_path / name).write_text(text.replace("/opt/gatewatch/bin/python", sys.executable))
-    service = str(tmp_path / "gatewatch-cut.service")
-    for words in (
-        ["verify", "--man=no", str(tmp_path / "gatewatch-cut.socket"), service],
-        ["security", "--offline=true", "--threshold=30", service],
-    ):
-        done = subprocess.run(
-            ["systemd-analyze", *words],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "SYSTEMD_LOG_LEVEL": "warning"},
-        )
-        assert done.returncode == 0, done.stdout
-        assert "gatewatch-cut" not in done.stderr, done.stderr

