@@ -5,6 +5,7 @@ To add one, write its module under `actions/` and name its class in `actions/reg
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -25,23 +26,23 @@ class Step(Options):
     def name(self) -> str:
         return str(getattr(self, "action"))  # noqa: B009 - each subclass narrows its type
 
+    @abstractmethod
     def decide(self, case: Case) -> list[Decision]:
         """What is done for an incident; pure, as all of `case` is given."""
-        raise NotImplementedError
 
     @classmethod
     def carried_by(cls, action: Mapping[str, Any]) -> Carrier:
         return cls.carrier
 
     @classmethod
+    @abstractmethod
     def request(cls, action: Mapping[str, Any]) -> dict[str, Any]:
         """What the carrier is asked for. The same request twice must do no more than once."""
-        raise NotImplementedError
 
     @classmethod
+    @abstractmethod
     def undo(cls, action: Mapping[str, Any]) -> dict[str, Any] | str:
         """What takes it back, or why nothing has to be taken back."""
-        raise NotImplementedError
 
     @classmethod
     def check(cls, action: Mapping[str, Any]) -> dict[str, Any] | None:

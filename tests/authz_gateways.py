@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,7 +79,7 @@ def model() -> Iterator[int]:
         server.server_close()
 
 
-class Gateway:
+class Gateway(ABC):
     """A gateway before `authz`; `ports` by whether it is fail-open, or fail-closed."""
 
     def __init__(self, folder: Path, authz: Authz, model_port: int) -> None:
@@ -90,9 +91,9 @@ class Gateway:
         self._commands = self.prepare(model_port)
         self._processes: list[subprocess.Popen[bytes]] = []
 
+    @abstractmethod
     def prepare(self, model_port: int) -> list[list[str]]:
         """Writes the configuration; returns the commands to start."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         with open(self.folder / "output", "wb") as output:

@@ -7,6 +7,7 @@ protect, whoever asks.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -32,7 +33,7 @@ class Document(msgspec.Struct):
     reason: str = ""
 
 
-class Hook:
+class Hook(ABC):
     """The common part of a hook; a template adds `deliver` and `test`.
 
     Parameters
@@ -53,13 +54,13 @@ class Hook:
         self._protected = [tuple(p.split(":", 1)) for p in options.get("protected", ())]
         self._give_up_s: float = options.get("give_up_s", 86_400)
 
+    @abstractmethod
     async def deliver(self, row: Row, document: Document) -> None:
         """Carries one document out. Raises SinkError (it is tried again) or Refused (never)."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def test(self) -> Answer:
         """Asks the receiver for something that changes nothing. Raises SinkError."""
-        raise NotImplementedError
 
     async def write(self, rows: Sequence[Row]) -> None:
         for row in rows:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,26 +43,26 @@ class IdentityProvider(Hook):
         super().__init__(options)
         self._holds = Holds(Path(options["holds"]))
 
+    @abstractmethod
     async def find(self, kind: str, name: str) -> Account | None:
         """The account of a principal. Raises Refused where there are several."""
-        raise NotImplementedError
 
-    async def get(self, account_id: str) -> Account | None:
-        raise NotImplementedError
+    @abstractmethod
+    async def get(self, account_id: str) -> Account | None: ...
 
-    async def set_active(self, account: Account, active: bool) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    async def set_active(self, account: Account, active: bool) -> None: ...
 
     async def end_sessions(self, account: Account) -> None:
         """Ends what the account has open, where the provider can."""
 
+    @abstractmethod
     async def authorization(self) -> str:
         """The value of the header Authorization."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forget_authorization(self) -> bool:
         """Whether another try may be better off, since there will be a new token."""
-        raise NotImplementedError
 
     async def deliver(self, row: Row, document: Document) -> None:
         if not document.id:
